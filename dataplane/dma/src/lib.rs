@@ -1,0 +1,29 @@
+//! Memory that somebody else may touch: the frames shared with the kernel, and guests' memory.
+//!
+//! The workspace's unsafe code lives in this package. Everything outside deals in owned
+//! [`Frame`]s, [`Chain`]s of them, and [`Segment`]s (checked addresses that are only ever copied
+//! from or to): no reference into memory that a guest, a peer or the kernel may write exists.
+#![allow(unsafe_code)]
+
+mod chain;
+mod frame;
+mod region;
+mod segment;
+
+pub use chain::{Chain, MAX_FRAMES};
+pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES};
+pub use region::{Backing, Region, RegionError};
+pub use segment::{MAX_SEGMENTS, Segment, Segments};
+
+/// Asks the processor to bring the cache line at `value` close; a hint without effect on results.
+#[inline(always)]
+pub fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching has no architectural effect whatever the address; SSE is part of x86-64.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}

@@ -1,0 +1,124 @@
+//! Checked addresses: memory that a guest may write at any moment, or frames lent to a device.
+//!
+//! A [`Segment`] is never turned into a reference. Bytes are copied in or out, or its address is
+//! handed to the kernel (io_uring, `readv`).
+
+use crate::Frame;
+use arrayvec::ArrayVec;
+use std::ptr::NonNull;
+
+/// The most segments of one I/O; also what a virtio disk offers as `seg_max` (virtio 1.2, 5.2.4).
+pub const MAX_SEGMENTS: usize = 34;
+
+/// The data of one I/O in order.
+pub type Segments = ArrayVec<Segment, MAX_SEGMENTS>;
+
+/// `len` bytes at a checked address.
+///
+/// Whoever makes a segment keeps its memory mapped until the I/O that carries it has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    start: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: a segment is an address; every access is a copy that tolerates concurrent writers.
+unsafe impl Send for Segment {}
+
+impl Segment {
+    /// # Safety
+    /// `[start, start + len)` is mapped readable and writable until the last use of the segment.
+    pub unsafe fn new(start: NonNull<u8>, len: u32) -> Segment {
+        Segment { start, len }
+    }
+
+    /// `len` bytes of a frame from `offset`. The frame stays with its owner, who neither reads,
+    /// writes nor frees it before the I/O has ended.
+    ///
+    /// # Panics
+    /// When the range leaves the frame.
+    pub fn of_frame(frame: &mut Frame, offset: usize, len: usize) -> Segment {
+        let start = NonNull::from(&mut frame.bytes_mut()[offset..offset + len]).cast();
+        Segment { start, len: len as u32 }
+    }
+
+    /// Length in bytes.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether it holds nothing.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address, for the kernel.
+    #[inline(always)]
+    pub fn address(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The part `[from, from + len)`, or `None` when it leaves the segment.
+    pub fn part(&self, from: usize, len: usize) -> Option<Segment> {
+        let end = from.checked_add(len)?;
+        if end > self.len() {
+            return None;
+        }
+        // SAFETY: inside [start, start + self.len), checked above.
+        Some(Segment { start: unsafe { self.start.add(from) }, len: len as u32 })
+    }
+
+    /// Copies the segment's bytes from `offset` into `out`; `false`, and nothing copied, when the
+    /// range leaves the segment.
+    #[inline]
+    pub fn copy_to(&self, offset: usize, out: &mut [u8]) -> bool {
+        if offset.checked_add(out.len()).is_none_or(|end| end > self.len()) {
+            return false;
+        }
+        // SAFETY: the range is inside mapped memory (checked; promise of `new`); `out` is our
+        // own. A concurrent writer can only change which bytes arrive: they are plain u8.
+        unsafe {
+            std::ptr::copy(self.start.as_ptr().add(offset), out.as_mut_ptr(), out.len());
+        }
+        true
+    }
+
+    /// Copies `data` into the segment at `offset`; `false`, and nothing copied, when the range
+    /// leaves the segment.
+    #[inline]
+    pub fn copy_from(&self, offset: usize, data: &[u8]) -> bool {
+        if offset.checked_add(data.len()).is_none_or(|end| end > self.len()) {
+            return false;
+        }
+        // SAFETY: as in copy_to, in the other direction.
+        unsafe {
+            std::ptr::copy(data.as_ptr(), self.start.as_ptr().add(offset), data.len());
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Region;
+
+    #[test]
+    fn copies_stay_inside() {
+        let mut free = Region::new(1).unwrap().carve(1).unwrap();
+        let mut frame = free.take().unwrap();
+        let segment = Segment::of_frame(&mut frame, 100, 10);
+        assert!(segment.copy_from(0, &[5; 10]));
+        assert!(!segment.copy_from(1, &[6; 10]));
+        assert!(!segment.copy_from(usize::MAX, &[6; 1]));
+        let mut out = [0; 4];
+        assert!(segment.copy_to(6, &mut out));
+        assert_eq!(out, [5; 4]);
+        assert!(!segment.copy_to(7, &mut out));
+        assert!(segment.part(7, 4).is_none());
+        assert_eq!(segment.part(7, 3).unwrap().len(), 3);
+        free.give(frame);
+    }
+}

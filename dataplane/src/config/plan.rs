@@ -1,0 +1,198 @@
+//! The checked configuration. Names are resolved to indices into this plan's lists.
+
+use crate::packet::PortId;
+use outboard_wire::{Ipv4Prefix, Mac};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// Everything that a daemon shall be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The instance's name: names its BPF pins and appears in reports.
+    pub name: String,
+    /// How workers wait and how much frame memory there is.
+    pub runtime: Runtime,
+    /// The local socket of `outboard stats`.
+    pub control_socket: PathBuf,
+    /// Workers, one thread each.
+    pub workers: Vec<Worker>,
+    /// Virtual private networks.
+    pub vpcs: Vec<Vpc>,
+    /// Tenants' ports and uplinks; [`PortId`] is the index.
+    pub ports: Vec<Port>,
+    /// Volumes.
+    pub volumes: Vec<Volume>,
+    /// Volumes served to other hosts.
+    pub exports: Vec<Export>,
+    /// Disks given to guests.
+    pub disks: Vec<Disk>,
+}
+
+/// What a worker does when a turn found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitMode {
+    /// Turns again at once: lowest latency, one core per worker.
+    Busy,
+    /// Yields the core to other threads between empty turns.
+    Yield,
+    /// Spins for `spin_us`, then sleeps until something arrives.
+    Adaptive,
+}
+
+/// `[runtime]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// How workers wait.
+    pub mode: WaitMode,
+    /// For how long an adaptive worker spins before it sleeps.
+    pub spin_us: u32,
+    /// Size of the frame memory.
+    pub region_mib: u32,
+    /// The most flows that one worker's cache holds; a power of two.
+    pub flows: u32,
+}
+
+/// `[[worker]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// The core it is pinned to.
+    pub core: u16,
+}
+
+/// `[[vpc]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vpc {
+    /// Name in the configuration and in reports.
+    pub name: String,
+    /// VXLAN network identifier, 1 to 2^24 - 1.
+    pub vni: u32,
+    /// The virtual gateway's address.
+    pub gateway: Ipv4Addr,
+    /// The virtual gateway's MAC address, the same on all hosts.
+    pub gateway_mac: Mac,
+    /// Destinations behind other hosts.
+    pub routes: Vec<Route>,
+}
+
+/// `[[vpc.route]]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Destination inside the VPC.
+    pub to: Ipv4Prefix,
+    /// Tunnel address of the host behind which it is.
+    pub via: Ipv4Addr,
+    /// Inner destination MAC; the VPC's gateway MAC when the far end is Outboard.
+    pub mac: Mac,
+}
+
+/// `[[port]]` and `[[uplink]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Name in the configuration and in reports.
+    pub name: String,
+    /// The network interface on this host.
+    pub interface: String,
+    /// The worker (index) that owns each queue; the length is the number of queues.
+    pub queues: Vec<u16>,
+    /// What is behind it.
+    pub role: Role,
+}
+
+/// What is behind a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A tenant: a container's or a VM's interface.
+    Tenant(Tenant),
+    /// The network between hosts.
+    Uplink {
+        /// This host's tunnel address, assigned to the interface.
+        vtep: Ipv4Addr,
+    },
+}
+
+/// A tenant's end of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Index of its VPC.
+    pub vpc: u16,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Prefix length of its on-link network.
+    pub prefix_len: u8,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// MTU of its interface in bytes of IP packet.
+    pub mtu: u16,
+}
+
+/// `[[volume]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Name in the configuration and in reports.
+    pub name: String,
+    /// The worker (index) that owns it, its disks and its exports.
+    pub worker: u16,
+    /// Bytes per block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Where the data is.
+    pub backing: Backing,
+}
+
+/// Where a volume's data is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// In memory, gone when the daemon ends.
+    Mem {
+        /// Size; a multiple of the block size.
+        bytes: u64,
+    },
+    /// In a file or on a block device.
+    File {
+        /// The path.
+        path: PathBuf,
+        /// Created at this size when missing; `None`: it must exist.
+        create_bytes: Option<u64>,
+    },
+    /// At an NVMe/TCP target.
+    Remote {
+        /// The target's address.
+        address: SocketAddr,
+        /// The subsystem's NVMe qualified name.
+        nqn: String,
+        /// Namespace identifier, from 1.
+        nsid: u32,
+    },
+}
+
+/// `[[export]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Index of the volume, namespace 1 of the subsystem.
+    pub volume: u16,
+    /// The subsystem's NVMe qualified name.
+    pub nqn: String,
+    /// Where the target listens (NVMe/TCP).
+    pub listen: SocketAddr,
+}
+
+/// `[[disk]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Name in the configuration and in reports; also the serial that the guest reads.
+    pub name: String,
+    /// Index of the volume.
+    pub volume: u16,
+    /// Path of the vhost-user socket.
+    pub socket: PathBuf,
+    /// Virtqueues, 1 to 16.
+    pub queues: u16,
+}
+
+impl Plan {
+    /// The number of a port by its name.
+    pub fn port(&self, name: &str) -> Option<PortId> {
+        self.ports.iter().position(|port| port.name == name).map(|index| PortId(index as u16))
+    }
+}

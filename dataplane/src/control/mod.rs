@@ -1,0 +1,1 @@
+//! Control: everything around the workers that may wait, log and allocate.

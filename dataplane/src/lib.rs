@@ -1,0 +1,13 @@
+//! The Outboard data plane. `worker` is the loop; every other module is a room that it visits.
+//! ARCHITECTURE.md tells which room may know which.
+
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod counters;
+pub mod drop;
+pub mod packet;
+pub mod port;
+pub mod switch;
+pub mod virtio;
+pub mod volume;

@@ -1,0 +1,3 @@
+//! The `outboard` command.
+
+fn main() {}

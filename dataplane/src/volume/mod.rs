@@ -1,0 +1,186 @@
+//! Disks' contents. The promise that every volume keeps:
+//!
+//! - `submit` takes an I/O or says [`Full`] and has no effect; it never blocks.
+//! - Every I/O taken ends exactly once, through `reap`, in any order.
+//! - Segments stay valid until then: the submitter's duty.
+//! - A flush ends after everything that ended before it was submitted is on stable media.
+//! - Reads of what was never written give zeros.
+
+use arrayvec::ArrayVec;
+use outboard_dma::Segment;
+use std::os::fd::RawFd;
+
+/// What an I/O does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// From the volume into the segments.
+    Read,
+    /// From the segments to the volume.
+    Write,
+    /// Make everything that has ended durable; no range, no segments.
+    Flush,
+}
+
+/// Names an I/O among those in flight: chosen by the submitter, returned in [`Done`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tag {
+    /// Which of the volume's users (a disk, an export) on this worker.
+    pub owner: u16,
+    /// The user's own number.
+    pub slot: u16,
+}
+
+/// One I/O. `offset_bytes` and the segments' total are multiples of the volume's block size,
+/// checked by the volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// Returned with the outcome.
+    pub tag: Tag,
+    /// What to do.
+    pub op: Op,
+    /// Where on the volume.
+    pub offset_bytes: u64,
+    /// The data's place, in order.
+    pub segments: &'a [Segment],
+}
+
+impl Io<'_> {
+    /// Length of the data.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.len() as u64).sum()
+    }
+}
+
+/// The outcome of one I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Done.
+    Ok,
+    /// The range leaves the volume.
+    OutOfRange,
+    /// Offset or length is not a multiple of the block size.
+    Unaligned,
+    /// The volume is read-only.
+    ReadOnly,
+    /// The operation is not known.
+    Unsupported,
+    /// The medium failed.
+    Media,
+    /// The medium is full.
+    NoSpace,
+    /// The connection to the target was lost while the I/O was in flight.
+    ConnectionLost,
+    /// There is no connection to the target now.
+    NotConnected,
+    /// The target refused it.
+    Target,
+    /// The daemon stopped or the device went away before it ended.
+    Aborted,
+}
+
+impl Status {
+    /// Every status, in the order of their discriminants.
+    pub const ALL: &[Status] = &[
+        Status::Ok,
+        Status::OutOfRange,
+        Status::Unaligned,
+        Status::ReadOnly,
+        Status::Unsupported,
+        Status::Media,
+        Status::NoSpace,
+        Status::ConnectionLost,
+        Status::NotConnected,
+        Status::Target,
+        Status::Aborted,
+    ];
+
+    /// The name in counters and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::OutOfRange => "out_of_range",
+            Status::Unaligned => "unaligned",
+            Status::ReadOnly => "read_only",
+            Status::Unsupported => "unsupported",
+            Status::Media => "media",
+            Status::NoSpace => "no_space",
+            Status::ConnectionLost => "connection_lost",
+            Status::NotConnected => "not_connected",
+            Status::Target => "target",
+            Status::Aborted => "aborted",
+        }
+    }
+}
+
+/// One ended I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// As submitted.
+    pub tag: Tag,
+    /// How it ended.
+    pub status: Status,
+}
+
+/// Ended I/Os handed over at once.
+pub type Dones = ArrayVec<Done, 64>;
+
+/// The volume cannot take another I/O now; try again after `reap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// A volume's size and unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes per block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Blocks in the volume.
+    pub blocks: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl Geometry {
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.blocks * u64::from(self.block_bytes)
+    }
+
+    /// What is wrong with the I/O for a volume of this geometry, if anything.
+    #[inline]
+    pub fn check(&self, io: &Io) -> Result<(), Status> {
+        if io.op == Op::Flush {
+            return Ok(());
+        }
+        let bytes = io.bytes();
+        let block = u64::from(self.block_bytes);
+        if io.op == Op::Write && self.read_only {
+            return Err(Status::ReadOnly);
+        }
+        if io.offset_bytes % block != 0 || bytes % block != 0 {
+            return Err(Status::Unaligned);
+        }
+        match io.offset_bytes.checked_add(bytes) {
+            Some(end) if end <= self.bytes() => Ok(()),
+            _ => Err(Status::OutOfRange),
+        }
+    }
+}
+
+/// A volume as a worker sees it.
+pub trait BlockDevice {
+    /// Size and unit; fixed while the volume lives.
+    fn geometry(&self) -> Geometry;
+
+    /// Starts an I/O, or has no effect.
+    fn submit(&mut self, now_ns: u64, io: &Io) -> Result<(), Full>;
+
+    /// Tells the kernel or the peer about what was submitted since the last call, and appends
+    /// what has ended, as far as `done` has room.
+    fn reap(&mut self, now_ns: u64, done: &mut Dones);
+
+    /// I/Os taken and not yet reaped.
+    fn in_flight(&self) -> u32;
+
+    /// A descriptor that becomes readable when `reap` may find something, to sleep on.
+    fn wake_fd(&self) -> Option<RawFd>;
+}

@@ -1,0 +1,1 @@
+//! NVMe over Fabrics: capsules, initiator and target, bound to TCP.
