@@ -156,7 +156,7 @@ impl Geometry {
         if io.op == Op::Write && self.read_only {
             return Err(Status::ReadOnly);
         }
-        if io.offset_bytes % block != 0 || bytes % block != 0 {
+        if !io.offset_bytes.is_multiple_of(block) || !bytes.is_multiple_of(block) {
             return Err(Status::Unaligned);
         }
         match io.offset_bytes.checked_add(bytes) {
