@@ -1,6 +1,7 @@
 //! The Outboard data plane. `worker` is the loop; every other module is a room that it visits.
 //! ARCHITECTURE.md tells which room may know which.
 
+pub mod bell;
 pub mod clock;
 pub mod config;
 pub mod control;
