@@ -7,11 +7,13 @@
 
 mod chain;
 mod frame;
+mod pages;
 mod region;
 mod segment;
 
 pub use chain::{Chain, MAX_FRAMES};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES};
+pub use pages::Pages;
 pub use region::{Backing, Region, RegionError};
 pub use segment::{MAX_SEGMENTS, Segment, Segments};
 

@@ -6,8 +6,12 @@
 //! - A flush ends after everything that ended before it was submitted is on stable media.
 //! - Reads of what was never written give zeros.
 
+mod mem;
+
+pub use mem::Mem;
+
 use arrayvec::ArrayVec;
-use outboard_dma::Segment;
+use outboard_dma::{MAX_SEGMENTS, Segment};
 use std::os::fd::RawFd;
 
 /// What an I/O does.
@@ -62,7 +66,7 @@ pub enum Status {
     Unaligned,
     /// The volume is read-only.
     ReadOnly,
-    /// The operation is not known.
+    /// The operation is not known, or it has more than [`MAX_SEGMENTS`] segments.
     Unsupported,
     /// The medium failed.
     Media,
@@ -156,6 +160,9 @@ impl Geometry {
         if io.op == Op::Write && self.read_only {
             return Err(Status::ReadOnly);
         }
+        if io.segments.len() > MAX_SEGMENTS {
+            return Err(Status::Unsupported);
+        }
         if !io.offset_bytes.is_multiple_of(block) || !bytes.is_multiple_of(block) {
             return Err(Status::Unaligned);
         }
@@ -164,6 +171,19 @@ impl Geometry {
             _ => Err(Status::OutOfRange),
         }
     }
+}
+
+/// Why a volume could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The kernel refused the memory.
+    #[error("cannot map {mib} MiB for a memory volume: {source}; make it smaller, or free memory")]
+    Memory {
+        /// The volume's size.
+        mib: u64,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
 }
 
 /// A volume as a worker sees it.
@@ -183,4 +203,44 @@ pub trait BlockDevice {
 
     /// A descriptor that becomes readable when `reap` may find something, to sleep on.
     fn wake_fd(&self) -> Option<RawFd>;
+}
+
+/// Any kind of volume: the kind is looked at once per call.
+#[derive(Debug)]
+pub enum Volume {
+    /// In memory.
+    Mem(Mem),
+}
+
+/// Calls the same verb of whichever volume it is.
+macro_rules! each {
+    ($volume:expr, $inner:ident => $call:expr) => {
+        match $volume {
+            Volume::Mem($inner) => $call,
+        }
+    };
+}
+
+impl BlockDevice for Volume {
+    fn geometry(&self) -> Geometry {
+        each!(self, volume => volume.geometry())
+    }
+
+    #[inline]
+    fn submit(&mut self, now_ns: u64, io: &Io) -> Result<(), Full> {
+        each!(self, volume => volume.submit(now_ns, io))
+    }
+
+    #[inline]
+    fn reap(&mut self, now_ns: u64, done: &mut Dones) {
+        each!(self, volume => volume.reap(now_ns, done));
+    }
+
+    fn in_flight(&self) -> u32 {
+        each!(self, volume => volume.in_flight())
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        each!(self, volume => volume.wake_fd())
+    }
 }
