@@ -1,0 +1,55 @@
+//! ICMP echo (RFC 792).
+
+use crate::checksum;
+
+/// Bytes of the echo header: type, code, checksum, identifier, sequence number.
+pub const BYTES: usize = 8;
+/// Type of an echo request.
+pub const ECHO_REQUEST: u8 = 8;
+/// Type of an echo reply.
+pub const ECHO_REPLY: u8 = 0;
+
+/// Whether `message` starts with the header of an echo request.
+pub fn is_echo_request(message: &[u8]) -> bool {
+    message.len() >= BYTES && message[..2] == [ECHO_REQUEST, 0]
+}
+
+/// Turns the echo request at the front of `message` into its reply; `false`, and nothing changed,
+/// when it is none. The checksum is updated, so the reply to a damaged request is damaged too and
+/// its sender discards it.
+pub fn echo_reply(message: &mut [u8]) -> bool {
+    if !is_echo_request(message) {
+        return false;
+    }
+    let checksum = u16::from_be_bytes([message[2], message[3]]);
+    let (old, new) = (u16::from(ECHO_REQUEST) << 8, u16::from(ECHO_REPLY) << 8);
+    message[0] = ECHO_REPLY;
+    message[2..4].copy_from_slice(&checksum::update(checksum, old, new).to_be_bytes());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Checksum;
+
+    #[test]
+    fn a_reply_verifies() {
+        // Identifier 0x1234, sequence 1, data "ab": sum 0x0800 + 0x1234 + 0x0001 + 0x6162.
+        let mut message = [8, 0, 0x84, 0x68, 0x12, 0x34, 0, 1, 0x61, 0x62];
+        assert!(echo_reply(&mut message));
+        assert_eq!(message[0], ECHO_REPLY);
+        let mut checksum = Checksum::new();
+        checksum.add(&message);
+        assert_eq!(checksum.folded(), 0xffff);
+        assert!(!echo_reply(&mut message), "a reply is not answered");
+    }
+
+    #[test]
+    fn only_whole_echo_requests() {
+        assert!(!echo_reply(&mut [8, 0, 0, 0, 0, 0, 0]));
+        assert!(!echo_reply(&mut [8, 1, 0, 0, 0, 0, 0, 0]));
+        assert!(!echo_reply(&mut [13, 0, 0, 0, 0, 0, 0, 0]));
+        assert!(!echo_reply(&mut []));
+    }
+}
