@@ -8,12 +8,14 @@
 mod chain;
 mod frame;
 mod pages;
+mod poll;
 mod region;
 mod segment;
 
 pub use chain::{Chain, MAX_FRAMES};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES};
 pub use pages::Pages;
+pub use poll::PollList;
 pub use region::{Backing, Region, RegionError};
 pub use segment::{MAX_SEGMENTS, Segment, Segments};
 

@@ -5,6 +5,8 @@
 //! - Frames come from and go back to the worker's free list: received + sent + free = constant.
 //! - Neither call blocks, allocates, logs or panics on anything that a peer sent.
 
+pub mod peer;
+
 use crate::packet::Burst;
 use outboard_dma::FreeList;
 use std::os::fd::RawFd;
