@@ -43,16 +43,19 @@ drop_reasons! {
     TtlExceeded "ttl_exceeded" "TTL reached zero.",
     NoRoute "no_route" "No route of the VPC covers the destination.",
     NextHopUnresolved "next_hop_unresolved" "The kernel has no MAC address yet for the next hop.",
-    NoUnderlayRoute "no_underlay_route" "The kernel has no route to the tunnel's far end, or it is not over an uplink.",
+    NoUnderlayRoute "no_underlay_route" "The kernel has no route to the tunnel's far end, or \
+        it is not over an uplink.",
     TooBig "too_big" "Larger than the MTU of the port it should leave through.",
     VxlanMalformed "vxlan_malformed" "The VXLAN flags or lengths are invalid.",
     UdpChecksum "udp_checksum" "The outer UDP checksum is wrong.",
     UnknownVni "unknown_vni" "No VPC has this VNI.",
     NotOurVtep "not_our_vtep" "The outer destination is not this host's tunnel address.",
     UnknownVtep "unknown_vtep" "The outer source is not the far end of any route of the VPC.",
-    EcnInvalid "ecn_invalid" "Congestion was marked on a packet that cannot carry the mark (RFC 6040).",
+    EcnInvalid "ecn_invalid" "Congestion was marked on a packet that cannot carry the mark \
+        (RFC 6040).",
     NotTunnelled "not_tunnelled" "Not VXLAN; the XDP program should have left it to the kernel.",
-    PartialChecksum "partial_checksum" "The sender left the checksum to an offload; run `ethtool -K IF tx off gso off tso off`.",
+    PartialChecksum "partial_checksum" "The sender left the checksum to an offload; run \
+        `ethtool -K IF tx off gso off tso off`.",
     TxQueueFull "tx_queue_full" "The outgoing port's queue was still full after it was sent.",
     PeerQueueFull "peer_queue_full" "The ring to the worker that owns the outgoing port was full.",
     PortDown "port_down" "The outgoing port's interface is down or gone.",

@@ -33,7 +33,8 @@ impl Backing {
 pub enum RegionError {
     /// The kernel refused the memory.
     #[error(
-        "cannot map {mib} MiB of frame memory: {source}; lower `region_mib` in [runtime], or free memory"
+        "cannot map {mib} MiB of frame memory: {source}; \
+         lower `region_mib` in [runtime], or free memory"
     )]
     Map {
         /// The size asked for.
