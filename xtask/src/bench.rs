@@ -1,0 +1,45 @@
+//! `bench`: builds the daemon and the harness in release mode and hands over to
+//! `outboard-bench suite`, which owns the suites, their targets and their verdicts.
+
+use crate::error::Error;
+use crate::process;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Builds in release mode and measures
+///
+/// Runs one suite of outboard-bench. Bounds stand in
+/// bench/targets.toml; figures count only when nothing else runs on the machine.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The suite: net or block.
+    suite: String,
+    /// Shorter runs, for a first look: at most 3 minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Writes every run's value to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Builds and runs the suite.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let programs = build_release()?;
+    let mut command = Command::new(programs.join("outboard-bench"));
+    command.args(["suite", &args.suite]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(file) = &args.json {
+        command.arg("--json").arg(file);
+    }
+    process::run(&mut command)
+}
+
+/// Builds `outboard` and `outboard-bench` in release mode; returns the directory they are in.
+pub fn build_release() -> Result<PathBuf, Error> {
+    let mut build = process::cargo();
+    build.args(["build", "--release", "--locked", "-p", "outboard", "-p", "outboard-bench"]);
+    process::run(&mut build)?;
+    Ok(process::target_dir()?.join("release"))
+}

@@ -1,0 +1,108 @@
+//! `setup`: makes a machine ready for the demo and the tests, or says what is in the way.
+//!
+//! Every step is named and idempotent: it looks first, says `ok` when there is nothing to do, and
+//! changes something only when it must. All steps are looked at before the task fails, so that
+//! one run tells everything that is missing. Known: Debian 12 and 13, Ubuntu 24.04; elsewhere
+//! nothing is installed, only listed.
+
+mod apt;
+mod distro;
+mod machine;
+mod packages;
+
+use crate::error::Error;
+use distro::Distro;
+
+/// Prepares the machine: packages, kernel, privileges
+///
+/// Installs the missing packages with apt on Debian 12 and 13 and Ubuntu 24.04 (elsewhere it
+/// lists them and stops), mounts the BPF filesystem, and checks the kernel and this user's
+/// privileges. Run it as often as you like: what is there is left alone.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Changes nothing; fails when something is missing.
+    #[arg(long)]
+    check: bool,
+    /// Also installs the compiler that rebuilds the XDP programs (`cargo xtask bpf`). Not needed
+    /// to run Outboard: the built object is in the repository.
+    #[arg(long)]
+    ebpf: bool,
+}
+
+/// What one step found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing to do; says what is there.
+    Fine(String),
+    /// Was missing and has been put right.
+    Done(String),
+    /// Not there, and not needed.
+    Optional(String),
+    /// In the way: what, and the remedy.
+    Missing {
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
+}
+
+impl Finding {
+    fn missing(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding::Missing { what: what.into(), remedy: remedy.into() }
+    }
+}
+
+/// Prints a line per step and counts what is missing.
+#[derive(Default)]
+pub struct Ledger {
+    missing: u32,
+}
+
+impl Ledger {
+    /// Takes note of what a step found.
+    pub fn note(&mut self, step: &str, finding: Finding) {
+        match finding {
+            Finding::Fine(what) => println!("  ok       {step}: {what}"),
+            Finding::Done(what) => println!("  done     {step}: {what}"),
+            Finding::Optional(what) => println!("  -        {step}: {what}"),
+            Finding::Missing { what, remedy } => {
+                self.missing += 1;
+                println!("  MISSING  {step}: {what}; {remedy}");
+            }
+        }
+    }
+}
+
+/// Prepares the machine, or with `--check` only looks.
+pub fn run(args: &Args) -> Result<(), Error> {
+    walk(!args.check, args.ebpf)
+}
+
+/// What `demo` and `test` do first.
+pub fn prepare() -> Result<(), Error> {
+    walk(true, false)
+}
+
+/// What CI does first: also the compiler of the XDP programs.
+pub fn prepare_for_ci() -> Result<(), Error> {
+    walk(true, true)
+}
+
+fn walk(change: bool, ebpf: bool) -> Result<(), Error> {
+    let distro = Distro::read();
+    println!("setup: {}", distro.title());
+    let mut ledger = Ledger::default();
+    packages::programs(&distro, change, &mut ledger)?;
+    if ebpf {
+        packages::ebpf_toolchain(&distro, change, &mut ledger)?;
+    }
+    machine::walk(change, &mut ledger);
+    if ledger.missing == 0 {
+        return Ok(());
+    }
+    Err(Error::task(
+        format!("this machine lacks {} of the things listed above", ledger.missing),
+        "each line says what to do",
+    ))
+}

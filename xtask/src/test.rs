@@ -1,0 +1,223 @@
+//! `test`: set-up, then every test of the workspace, then one summary.
+//!
+//! A test that cannot run on this machine prints [`NOT_RUN`] and its reason, and returns; the
+//! summary lists it. With `--strict` (CI) that counts as a failure. The last line that the task
+//! prints is always `N passed, N failed`.
+
+use crate::error::Error;
+use crate::{process, setup};
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+/// What a test prints, followed by the reason, when it cannot run on this machine.
+pub const NOT_RUN: &str = "not run here: ";
+
+/// Sets the machine up and runs every test
+///
+/// Needs what the data plane needs: tests make their own network namespaces and load XDP
+/// programs. A test that cannot run here is listed with its reason.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Longer fuzzing, simulation and soak (OUTBOARD_TEST_LONG=1).
+    #[arg(long)]
+    long: bool,
+    /// A test that cannot run here is a failure, as in CI.
+    #[arg(long)]
+    strict: bool,
+    /// Only tests whose name contains one of these.
+    filters: Vec<String>,
+}
+
+/// Prepares and tests; fails unless every test passed.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let outcome = setup::prepare().and_then(|()| run_tests(args.long, args.strict, &args.filters));
+    match outcome {
+        Ok(totals) if totals.failed == 0 => {
+            println!("{totals}");
+            Ok(())
+        }
+        Ok(totals) => {
+            println!("{totals}");
+            Err(Error::Reported)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            println!("{}", Totals { passed: 0, failed: 1 });
+            Err(Error::Reported)
+        }
+    }
+}
+
+/// How many tests passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Tests that ran and held.
+    pub passed: u64,
+    /// Tests that failed, and with `--strict` those that did not run.
+    pub failed: u64,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+/// Runs every test whose name contains one of `filters` (all, if there are none) and prints the
+/// summary except its last line.
+pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals, Error> {
+    let mut command = process::cargo();
+    // --show-output: what passing tests print is where NOT_RUN stands.
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"]);
+    command.args(filters);
+    if long {
+        command.env("OUTBOARD_TEST_LONG", "1");
+    }
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().map_err(process::start_error(&command))?;
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let mut summary = Summary::default();
+    // Bytes, not `lines()`: what a test prints need not be UTF-8, and must not end the reading.
+    for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        if summary.take(&line) {
+            println!("{line}");
+        }
+    }
+    let status = child.wait().map_err(process::start_error(&command))?;
+    summary.print();
+    let mut totals = summary.totals();
+    if strict {
+        totals.failed += summary.not_run.len() as u64;
+    }
+    // The build failed, or a test program died before it could say which test it was in.
+    if !status.success() && totals.failed == 0 {
+        eprintln!("error: cargo test ended with {}", process::status_text(status));
+        totals.failed = 1;
+    }
+    Ok(totals)
+}
+
+/// What cargo's output has told so far.
+#[derive(Debug, Default)]
+struct Summary {
+    /// The sum of libtest's result lines.
+    results: Totals,
+    failed: Vec<String>,
+    not_run: Vec<(String, String)>,
+    /// Inside libtest's listing of what passing tests printed.
+    in_successes: bool,
+    /// The test whose output is being listed.
+    test: String,
+}
+
+impl Summary {
+    /// Reads one line; whether it is worth showing.
+    fn take(&mut self, line: &str) -> bool {
+        if let Some((passed, failed)) = result_line(line) {
+            self.results.passed += passed;
+            self.results.failed += failed;
+            self.in_successes = false;
+            return true;
+        }
+        if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")) {
+            self.failed.push(name.to_string());
+        }
+        match line {
+            "successes:" => self.in_successes = true,
+            "failures:" => self.in_successes = false,
+            _ => {}
+        }
+        let heading = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----"));
+        if let Some(name) = heading {
+            self.test = name.to_string();
+        }
+        if let Some(reason) = line.trim_start().strip_prefix(NOT_RUN) {
+            self.not_run.push((self.test.clone(), reason.to_string()));
+        }
+        !self.in_successes
+    }
+
+    /// libtest counts a test that did not run as passed; here it is neither.
+    fn totals(&self) -> Totals {
+        let passed = self.results.passed.saturating_sub(self.not_run.len() as u64);
+        Totals { passed, failed: self.results.failed }
+    }
+
+    fn print(&self) {
+        println!();
+        for (name, reason) in &self.not_run {
+            println!("not run here  {name}: {reason}");
+        }
+        for name in &self.failed {
+            println!("failed        {name}");
+        }
+    }
+}
+
+/// Passed and failed of `test result: ok. 5 passed; 0 failed; …`.
+fn result_line(line: &str) -> Option<(u64, u64)> {
+    let counts = line.strip_prefix("test result: ")?;
+    let count = |word: &str| -> Option<u64> {
+        let before = counts[..counts.find(word)?].trim_end();
+        before.rsplit(' ').next()?.parse().ok()
+    };
+    Some((count("passed")?, count("failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+running 3 tests
+test a::holds ... ok
+test a::needs_bpf ... ok
+test a::breaks ... FAILED
+
+successes:
+
+---- a::needs_bpf stdout ----
+not run here: CAP_BPF is missing
+
+
+successes:
+    a::holds
+    a::needs_bpf
+
+failures:
+
+---- a::breaks stdout ----
+assertion failed
+
+failures:
+    a::breaks
+
+test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out; finished in 0.01s
+
+running 1 test
+test b ... ok
+
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+
+    #[test]
+    fn totals_add_up_over_programs_and_leave_out_what_did_not_run() {
+        let mut summary = Summary::default();
+        let shown: Vec<&str> = OUTPUT.lines().filter(|line| summary.take(line)).collect();
+        assert_eq!(summary.totals(), Totals { passed: 2, failed: 1 });
+        assert_eq!(summary.failed, ["a::breaks"]);
+        assert_eq!(
+            summary.not_run,
+            [("a::needs_bpf".to_string(), "CAP_BPF is missing".to_string())]
+        );
+        assert!(shown.contains(&"assertion failed"), "a failure's output is shown");
+        assert!(!shown.contains(&"---- a::needs_bpf stdout ----"), "a success's is not");
+    }
+
+    #[test]
+    fn the_last_line_has_its_form() {
+        assert_eq!(Totals { passed: 12, failed: 0 }.to_string(), "12 passed, 0 failed");
+    }
+}
