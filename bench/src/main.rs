@@ -1,2 +1,54 @@
-//! skeleton
-fn main() {}
+//! `outboard-bench`: load, reference programs, suites and reports.
+//!
+//! Every driver prints one table and writes one JSON document (`schema.rs`); `report` merges such
+//! documents. Exit code 0: measured, and all content right; 1: not measured, or wrong content;
+//! 2: wrong arguments; 130: interrupted.
+
+#![allow(dead_code)]
+
+mod drivers;
+mod error;
+mod latency;
+mod load;
+mod machine;
+mod reference;
+mod report;
+mod schema;
+mod stop;
+
+use clap::{Parser, Subcommand};
+use drivers::{file, udp};
+use std::process::ExitCode;
+
+/// Measure tail latency and throughput honestly: Outboard, what one would use instead, and the
+/// bare mechanism beside both.
+///
+/// Open loop (--rate) counts latency from the intended send time, so a stall is charged to every
+/// request that waited behind it. Closed loop (--depth) keeps a number in flight and finds the
+/// highest rate. A percentile with fewer than 10 samples beyond it prints as –.
+#[derive(Parser)]
+#[command(name = "outboard-bench", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Udp(udp::UdpArgs),
+    File(file::FileArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Udp(args) => udp::run(&args),
+        Command::File(args) => file::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("outboard-bench: {error}");
+            ExitCode::from(if error.is_interrupt() { 130 } else { 1 })
+        }
+    }
+}

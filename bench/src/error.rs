@@ -1,0 +1,43 @@
+//! Why a command could not do its work: what failed, on which object, and the remedy.
+
+use crate::load::LoadError;
+use crate::machine::PinError;
+use crate::machine::netns::NetnsError;
+
+/// A command ended without its result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The load itself.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Placing a thread.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// Entering a network namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The operating system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried, on which object, with the remedy where there is one.
+        what: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// The arguments or the machine do not allow it.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// Wraps an operating system error with what was tried.
+    pub fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+        let what = what.into();
+        move |source| Error::System { what, source }
+    }
+
+    /// Whether the user stopped it.
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Error::Load(LoadError::Interrupted))
+    }
+}
