@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod chain;
+mod file_ring;
 mod frame;
 mod pages;
 mod poll;
@@ -13,6 +14,7 @@ mod region;
 mod segment;
 
 pub use chain::{Chain, MAX_FRAMES};
+pub use file_ring::{BOUNCE_BYTES, Direction, FileRing};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES};
 pub use pages::Pages;
 pub use poll::PollList;

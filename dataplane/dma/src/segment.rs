@@ -42,6 +42,15 @@ impl Segment {
         Segment { start, len: len as u32 }
     }
 
+    /// Memory that lives as long as the process and has no other user (`Box::leak`).
+    ///
+    /// # Panics
+    /// When it is 4 GiB or longer.
+    pub fn of_static(memory: &'static mut [u8]) -> Segment {
+        let len = u32::try_from(memory.len()).expect("a segment is shorter than 4 GiB");
+        Segment { start: NonNull::from(memory).cast(), len }
+    }
+
     /// Length in bytes.
     #[inline(always)]
     pub fn len(&self) -> usize {

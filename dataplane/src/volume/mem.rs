@@ -84,8 +84,13 @@ impl BlockDevice for Mem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::Tag;
+    use crate::volume::{Tag, conformance};
     use outboard_dma::{Region, Segment};
+
+    #[test]
+    fn conforms() {
+        conformance::suite(DEPTH as u32, |geometry| Mem::new(geometry, false).unwrap());
+    }
 
     fn io<'a>(slot: u16, op: Op, offset_bytes: u64, segments: &'a [Segment]) -> Io<'a> {
         Io { tag: Tag { owner: 1, slot }, op, offset_bytes, segments }

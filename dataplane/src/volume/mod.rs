@@ -6,8 +6,12 @@
 //! - A flush ends after everything that ended before it was submitted is on stable media.
 //! - Reads of what was never written give zeros.
 
+#[cfg(test)]
+pub(crate) mod conformance;
+mod file;
 mod mem;
 
+pub use file::{File, FileCounters, FileError};
 pub use mem::Mem;
 
 use arrayvec::ArrayVec;
@@ -184,6 +188,9 @@ pub enum OpenError {
         /// The kernel's reason.
         source: std::io::Error,
     },
+    /// A file volume could not be opened.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// A volume as a worker sees it.
@@ -207,9 +214,12 @@ pub trait BlockDevice {
 
 /// Any kind of volume: the kind is looked at once per call.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a worker has a few volumes, and touches them often")]
 pub enum Volume {
     /// In memory.
     Mem(Mem),
+    /// In a file or on a block device.
+    File(File),
 }
 
 /// Calls the same verb of whichever volume it is.
@@ -217,6 +227,7 @@ macro_rules! each {
     ($volume:expr, $inner:ident => $call:expr) => {
         match $volume {
             Volume::Mem($inner) => $call,
+            Volume::File($inner) => $call,
         }
     };
 }
