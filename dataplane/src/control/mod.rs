@@ -1,1 +1,4 @@
 //! Control: everything around the workers that may wait, log and allocate.
+
+pub mod api;
+pub mod stats;

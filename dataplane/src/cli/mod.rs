@@ -1,0 +1,72 @@
+//! The command line: what can be asked, and how failures are told.
+//!
+//! Exit codes: 0 done, 1 failed (one `error:` line or more on stderr), 2 wrong usage.
+
+mod check;
+mod stats;
+
+use clap::{Parser, Subcommand};
+use outboard::config::{LoadError, Plan};
+use std::fmt;
+use std::path::Path;
+
+const ABOUT: &str = "Outboard: NIC and disk for VMs and containers, from polled user-space cores";
+
+const EXAMPLES: &str = "\
+Examples:
+  outboard check --config host-a.toml           is this file right?
+  outboard stats --config host-a.toml           what has the daemon done so far?
+  outboard stats --json | jq '.ports[].drops'   the same for programs
+
+Every command explains itself with --help.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "outboard", version, about = ABOUT, after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Check),
+    Stats(stats::Stats),
+}
+
+/// Does what was asked.
+pub fn run(args: Args) -> Result<(), Failure> {
+    match args.command {
+        Command::Check(check) => check.run(),
+        Command::Stats(stats) => stats.run(),
+    }
+}
+
+/// What is told when something failed: the text, with `error:` in front of each error.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure(format!("error: {error}"))
+    }
+}
+
+/// Reads a configuration; what is wrong in it is shown as it is, each mistake with its own
+/// `error:`.
+fn load(path: &Path) -> Result<Plan, Failure> {
+    outboard::config::load(path).map_err(|error| match error {
+        LoadError::Wrong(errors) => {
+            let mistakes = if errors.count() == 1 { "mistake" } else { "mistakes" };
+            let count = errors.count();
+            Failure(format!("{errors}\n\nerror: {count} {mistakes} in {}", path.display()))
+        }
+        unreadable => unreadable.into(),
+    })
+}

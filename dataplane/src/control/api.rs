@@ -1,0 +1,184 @@
+//! The local socket that tells what a daemon counts.
+//!
+//! One JSON object per line in, one per line out: `{"get":"stats"}` gives `{"stats":{…}}`, anything
+//! else `{"error":"…"}`. Requests have at most [`REQUEST_BYTES_MAX`] bytes, at most
+//! [`CLIENTS_MAX`] clients are connected, and each request with its answer must be through within
+//! [`CLIENT_DEADLINE`]: a client that is slow or hostile is closed and delays nobody, because one
+//! thread serves all of them without ever waiting for one.
+//!
+//! The socket has mode 0660 and, where that group exists, group `outboard`.
+
+mod serve;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use socket::ApiError;
+
+use super::stats::Stats;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The longest request, its newline included.
+pub const REQUEST_BYTES_MAX: usize = 4096;
+/// The most clients at once; one more, and the one that is closest to its deadline is closed.
+pub const CLIENTS_MAX: usize = 32;
+/// How long a client may take for one request and its answer.
+pub const CLIENT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long this side waits for an answer: the daemon may be starved of its core.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest answer that this side takes.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// Where the snapshot comes from.
+pub trait Source: Send {
+    /// Everything that is counted, now.
+    fn snapshot(&self) -> Stats;
+}
+
+impl<F: Fn() -> Stats + Send> Source for F {
+    fn snapshot(&self) -> Stats {
+        self()
+    }
+}
+
+/// One line from a client.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    get: What,
+}
+
+/// What can be asked for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum What {
+    Stats,
+}
+
+/// One line to a client.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Stats(Stats),
+    Error(String),
+}
+
+/// The socket and the thread that serves it; both end when it is dropped.
+#[derive(Debug)]
+pub struct Api {
+    path: PathBuf,
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Api {
+    /// Binds the socket and serves it from a thread of its own.
+    pub fn start(path: &Path, source: impl Source + 'static) -> Result<Api, ApiError> {
+        let listener = socket::bind(path)?;
+        let start = || {
+            let (stop, stopped) = UnixStream::pair()?;
+            let server = serve::Server::new(listener, stopped, Box::new(source))?;
+            let thread = std::thread::Builder::new().name("api".into()).spawn(|| server.run())?;
+            Ok((stop, thread))
+        };
+        match start() {
+            Ok((stop, thread)) => {
+                Ok(Api { path: path.to_path_buf(), stop: Some(stop), thread: Some(thread) })
+            }
+            Err(source) => {
+                let _ = std::fs::remove_file(path);
+                Err(ApiError::Thread { source })
+            }
+        }
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        // The thread sees the other end close.
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed there, and must not become a second one here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why a daemon gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There is no socket.
+    #[error("no daemon at {path}: there is no such socket; is `outboard run` running?")]
+    NoSocket {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// There is a socket, but nobody has it open.
+    #[error("no daemon at {path}: nobody answers there; start it with `outboard run`")]
+    NobodyThere {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket's mode forbids it.
+    #[error("not allowed to use {path}: run as root or as a member of the group `outboard`")]
+    NotAllowed {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection failed or took too long.
+    #[error("the daemon at {path} did not answer: {source}")]
+    NoAnswer {
+        /// The socket.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The answer is not what this version understands.
+    #[error("the daemon at {path} answered: {what}")]
+    BadAnswer {
+        /// The socket.
+        path: PathBuf,
+        /// Its words, or what is wrong with them.
+        what: String,
+    },
+}
+
+/// Asks the daemon at `path` for its counts.
+pub fn ask_stats(path: &Path) -> Result<Stats, AskError> {
+    let line = ask(path).map_err(|source| {
+        let path = path.to_path_buf();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => AskError::NoSocket { path },
+            std::io::ErrorKind::ConnectionRefused => AskError::NobodyThere { path },
+            std::io::ErrorKind::PermissionDenied => AskError::NotAllowed { path },
+            _ => AskError::NoAnswer { path, source },
+        }
+    })?;
+    let bad = |what: String| AskError::BadAnswer { path: path.to_path_buf(), what };
+    match serde_json::from_str(&line) {
+        Ok(Answer::Stats(stats)) => Ok(stats),
+        Ok(Answer::Error(what)) => Err(bad(what)),
+        Err(error) => Err(bad(format!("something unreadable ({error})"))),
+    }
+}
+
+fn ask(path: &Path) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+    stream.set_write_timeout(Some(ASK_TIMEOUT))?;
+    let mut request = serde_json::to_vec(&Request { get: What::Stats })?;
+    request.push(b'\n');
+    stream.write_all(&request)?;
+    let mut line = String::new();
+    BufReader::new(stream).take(ANSWER_BYTES_MAX).read_line(&mut line)?;
+    if line.is_empty() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(line)
+}

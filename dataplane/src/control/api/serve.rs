@@ -1,0 +1,256 @@
+//! One thread, all clients, no waiting for any of them.
+
+use super::{Answer, CLIENT_DEADLINE, CLIENTS_MAX, REQUEST_BYTES_MAX, Request, Source, What};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+/// How long the thread rests when the process has no descriptor left to accept with.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// The thread's state.
+pub(super) struct Server {
+    listener: UnixListener,
+    /// Ends the thread when its other end closes.
+    stopped: UnixStream,
+    source: Box<dyn Source>,
+    clients: Vec<Client>,
+}
+
+/// A connection between two requests or within one.
+struct Client {
+    stream: UnixStream,
+    /// Bytes of the request so far.
+    request: Vec<u8>,
+    /// Bytes of the answer that are still to be sent; while there are any, nothing is read.
+    answer: Vec<u8>,
+    sent_bytes: usize,
+    deadline: Instant,
+}
+
+/// What becomes of a client.
+#[derive(PartialEq, Eq)]
+enum Fate {
+    Keep,
+    Close,
+}
+
+impl Server {
+    pub(super) fn new(
+        listener: UnixListener,
+        stopped: UnixStream,
+        source: Box<dyn Source>,
+    ) -> io::Result<Server> {
+        listener.set_nonblocking(true)?;
+        Ok(Server { listener, stopped, source, clients: Vec::new() })
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let ready = match self.wait() {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!("the control socket's thread ends: {error}");
+                    return;
+                }
+            };
+            if ready.stop {
+                return;
+            }
+            let now = Instant::now();
+            let mut index = 0;
+            self.clients.retain_mut(|client| {
+                let ready = ready.clients[index];
+                index += 1;
+                let fate = match ready {
+                    // Both directions are closed: nobody would read an answer.
+                    events if events.intersects(PollFlags::HUP | PollFlags::ERR) => Fate::Close,
+                    events if !events.is_empty() || client.can_answer() => {
+                        client.turn(&*self.source, now)
+                    }
+                    _ => Fate::Keep,
+                };
+                fate == Fate::Keep && client.deadline > now
+            });
+            if ready.accept {
+                self.accept(now);
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let mut fds = vec![
+            PollFd::new(&self.stopped, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        for client in &self.clients {
+            let wanted = if client.answer.is_empty() { PollFlags::IN } else { PollFlags::OUT };
+            fds.push(PollFd::new(&client.stream, wanted));
+        }
+        let now = Instant::now();
+        let due = |client: &Client| if client.can_answer() { now } else { client.deadline };
+        let nearest = self.clients.iter().map(due).min();
+        let timeout = nearest.map(|deadline| {
+            let left = deadline.saturating_duration_since(now);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(Ready {
+            stop: !fds[0].revents().is_empty(),
+            accept: !fds[1].revents().is_empty(),
+            clients: fds[2..].iter().map(PollFd::revents).collect(),
+        })
+    }
+
+    fn accept(&mut self, now: Instant) {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) => {
+                // Out of descriptors: the connection stays queued, so poll returns at once.
+                tracing::warn!("the control socket cannot accept: {error}");
+                std::thread::sleep(ACCEPT_REST);
+                return;
+            }
+        };
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        if self.clients.len() == CLIENTS_MAX {
+            let nearest = self.clients.iter().enumerate().min_by_key(|(_, client)| client.deadline);
+            let index = nearest.map_or(0, |(index, _)| index);
+            self.clients.swap_remove(index);
+        }
+        let mut client = Client {
+            stream,
+            request: Vec::new(),
+            answer: Vec::new(),
+            sent_bytes: 0,
+            deadline: now + CLIENT_DEADLINE,
+        };
+        // A request usually is there already: it is served before another client can push it out.
+        if client.turn(&*self.source, now) == Fate::Keep {
+            self.clients.push(client);
+        }
+    }
+}
+
+/// What poll found.
+struct Ready {
+    stop: bool,
+    accept: bool,
+    clients: Vec<PollFlags>,
+}
+
+impl Client {
+    /// Whether a whole request waits for its answer.
+    fn can_answer(&self) -> bool {
+        self.answer.is_empty() && self.request.contains(&b'\n')
+    }
+
+    /// Sends what is left of an answer, or receives; answers one request at most, so that many
+    /// requests of one client do not delay another's.
+    fn turn(&mut self, source: &dyn Source, now: Instant) -> Fate {
+        if !self.answer.is_empty() {
+            return self.send(now);
+        }
+        if !self.can_answer() && self.receive() == Fate::Close {
+            return Fate::Close;
+        }
+        let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
+            return self.check_length(now);
+        };
+        self.answer = line(&reply(&self.request[..end], source));
+        self.request.drain(..=end);
+        self.send(now)
+    }
+
+    fn receive(&mut self) -> Fate {
+        let mut chunk = [0; REQUEST_BYTES_MAX];
+        let room = REQUEST_BYTES_MAX - self.request.len();
+        match self.stream.read(&mut chunk[..room]) {
+            Ok(0) => Fate::Close,
+            Ok(count) => {
+                self.request.extend_from_slice(&chunk[..count]);
+                Fate::Keep
+            }
+            Err(error) => fate_of(&error),
+        }
+    }
+
+    /// A request that fills the buffer without ending is too long.
+    fn check_length(&mut self, now: Instant) -> Fate {
+        if self.request.len() < REQUEST_BYTES_MAX {
+            return Fate::Keep;
+        }
+        let what = format!("a request has at most {REQUEST_BYTES_MAX} bytes");
+        self.answer = line(&Answer::Error(what));
+        let _ = self.send(now);
+        Fate::Close
+    }
+
+    fn send(&mut self, now: Instant) -> Fate {
+        while self.sent_bytes < self.answer.len() {
+            match self.stream.write(&self.answer[self.sent_bytes..]) {
+                Ok(0) => return Fate::Close,
+                Ok(count) => self.sent_bytes += count,
+                Err(error) => return fate_of(&error),
+            }
+        }
+        self.answer.clear();
+        self.sent_bytes = 0;
+        self.deadline = now + CLIENT_DEADLINE;
+        Fate::Keep
+    }
+}
+
+fn fate_of(error: &io::Error) -> Fate {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::Interrupted => Fate::Keep,
+        _ => Fate::Close,
+    }
+}
+
+/// The answer to one request.
+fn reply(request: &[u8], source: &dyn Source) -> Answer {
+    match serde_json::from_slice(request) {
+        Ok(Request { get: What::Stats }) => Answer::Stats(source.snapshot()),
+        Err(_) => Answer::Error(r#"not understood; ask {"get":"stats"}"#.to_string()),
+    }
+}
+
+fn line(answer: &Answer) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).expect("strings and numbers always serialize");
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::stats::Stats;
+
+    #[test]
+    fn any_line_gets_one_line() {
+        let source = || Stats { instance: "a\nb".into(), ..Stats::default() };
+        bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
+            let line = line(&reply(bytes, &source));
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert!(serde_json::from_slice::<Answer>(&line).is_ok());
+        });
+    }
+
+    #[test]
+    fn only_the_whole_request_is_understood() {
+        let source = Stats::default;
+        let understood = |text: &str| matches!(reply(text.as_bytes(), &source), Answer::Stats(_));
+        assert!(understood(r#"{"get":"stats"}"#) && understood(" { \"get\" : \"stats\" } \r"));
+        for wrong in ["", "{}", r#"{"get":"x"}"#, r#"{"get":"stats","x":1}"#, "stats", "[]"] {
+            assert!(!understood(wrong), "{wrong}");
+        }
+    }
+}
