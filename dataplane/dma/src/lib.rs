@@ -5,6 +5,7 @@
 //! from or to): no reference into memory that a guest, a peer or the kernel may write exists.
 #![allow(unsafe_code)]
 
+mod allocations;
 mod chain;
 mod file_ring;
 mod frame;
@@ -13,6 +14,7 @@ mod poll;
 mod region;
 mod segment;
 
+pub use allocations::CountingAllocator;
 pub use chain::{Chain, MAX_FRAMES};
 pub use file_ring::{BOUNCE_BYTES, Direction, FileRing};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES};
