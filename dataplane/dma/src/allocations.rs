@@ -29,24 +29,28 @@ impl CountingAllocator {
 
 // SAFETY: every call goes unchanged to the system's allocator, which keeps the contract.
 unsafe impl GlobalAlloc for CountingAllocator {
+    // SAFETY: the caller keeps the contract of GlobalAlloc::alloc, as System needs it.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CountingAllocator::add();
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
 
+    // SAFETY: the caller keeps the contract of GlobalAlloc::alloc_zeroed, as System needs it.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         CountingAllocator::add();
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
+    // SAFETY: the caller keeps the contract of GlobalAlloc::realloc, as System needs it.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         CountingAllocator::add();
         // SAFETY: the caller's promise is passed on.
         unsafe { System.realloc(pointer, layout, bytes) }
     }
 
+    // SAFETY: the caller keeps the contract of GlobalAlloc::dealloc, as System needs it.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(pointer, layout) }
