@@ -37,12 +37,14 @@ struct Cli {
 enum Command {
     Udp(udp::UdpArgs),
     File(file::FileArgs),
+    Reference(reference::ReferenceArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Udp(args) => udp::run(&args),
         Command::File(args) => file::run(&args),
+        Command::Reference(args) => reference::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,8 +2,8 @@
 //!
 //! A working set of equal blocks is filled first; then every block's generation is known, so that
 //! each read is compared with the last write that ended. A block is never written while another
-//! I/O on it is in flight. After a failed write the old and the new generation are right. Runs that wrote are
-//! read back whole at the end.
+//! I/O on it is in flight. After a failed write the old and the new generation are right. Runs
+//! that wrote are read back whole at the end.
 
 use super::{LoadArgs, Subject, measure, pattern};
 use crate::error::Error;

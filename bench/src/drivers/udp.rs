@@ -145,17 +145,17 @@ struct UdpWork {
 }
 
 /// Slot in the low 16 bits, round above.
-fn encode(request: Request) -> u64 {
+pub fn encode(request: Request) -> u64 {
     u64::from(request.round) << 16 | u64::from(request.slot)
 }
 
-fn decode(sequence: u64) -> Option<Request> {
+pub fn decode(sequence: u64) -> Option<Request> {
     let round = u32::try_from(sequence >> 16).ok()?;
     Some(Request { slot: sequence as u16, round })
 }
 
 /// The whole payload of a request.
-fn fill(out: &mut [u8], request: Request) {
+pub fn fill(out: &mut [u8], request: Request) {
     let (head, tail) = out.split_at_mut(8);
     head.copy_from_slice(&encode(request).to_le_bytes());
     for (index, byte) in tail.iter_mut().enumerate() {
