@@ -127,6 +127,16 @@ impl Chain {
         &mut self.head.bytes_mut()[usize::from(self.start)..][..usize::from(self.len)]
     }
 
+    /// Asks the processor to bring the packet's headers close, and the line in front of them where
+    /// an encapsulation will be written.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        let start = usize::from(self.start);
+        let bytes = self.head.bytes();
+        crate::prefetch(&bytes[start.min(FRAME_BYTES - 1)]);
+        crate::prefetch(&bytes[start.saturating_sub(1)]);
+    }
+
     /// Bytes that [`grow_front`](Self::grow_front) can still add.
     #[inline(always)]
     pub fn headroom(&self) -> usize {

@@ -24,7 +24,13 @@ pub fn echo_reply(message: &mut [u8]) -> bool {
     let checksum = u16::from_be_bytes([message[2], message[3]]);
     let (old, new) = (u16::from(ECHO_REQUEST) << 8, u16::from(ECHO_REPLY) << 8);
     message[0] = ECHO_REPLY;
-    message[2..4].copy_from_slice(&checksum::update(checksum, old, new).to_be_bytes());
+    // An update cannot tell data of nothing but zeros, for which only 0xffff verifies, from data
+    // whose words cancel out, for which both zeros of ones' complement do (RFC 1624 section 3).
+    let updated = match checksum::update(checksum, old, new) {
+        0 => 0xffff,
+        updated => updated,
+    };
+    message[2..4].copy_from_slice(&updated.to_be_bytes());
     true
 }
 
@@ -43,6 +49,22 @@ mod tests {
         checksum.add(&message);
         assert_eq!(checksum.folded(), 0xffff);
         assert!(!echo_reply(&mut message), "a reply is not answered");
+    }
+
+    #[test]
+    fn any_right_request_gets_a_reply_that_verifies() {
+        bolero::check!().with_type::<[u8; 16]>().for_each(|data| {
+            for mut message in [*data, [0; 16]] {
+                message[..4].copy_from_slice(&[ECHO_REQUEST, 0, 0, 0]);
+                let mut checksum = Checksum::new();
+                checksum.add(&message);
+                message[2..4].copy_from_slice(&checksum.finish().to_be_bytes());
+                assert!(echo_reply(&mut message));
+                let mut checksum = Checksum::new();
+                checksum.add(&message);
+                assert_eq!(checksum.folded(), 0xffff, "{message:?}");
+            }
+        });
     }
 
     #[test]

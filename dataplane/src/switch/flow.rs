@@ -1,0 +1,405 @@
+//! The flow cache: from a packet's key to the transform that its route was compiled to.
+//!
+//! Buckets of four flows in two cache lines, keys in the first. A flow lies in one of two buckets
+//! that its hash names, the first where there is room; where both are full one occupant moves to
+//! its other bucket, and where none can the flow of the eight that was seen longest ago is
+//! evicted. The size is fixed; nothing here allocates after `new`.
+//!
+//! The hash is keyed by a seed, so that nobody outside can choose flows that share buckets.
+
+use outboard_dma::prefetch;
+use std::net::Ipv4Addr;
+
+/// Flows in a bucket.
+const WAYS: usize = 4;
+/// The fewest flows that a cache can have: one bucket.
+pub const MIN_FLOWS: u32 = WAYS as u32;
+
+/// What makes packets one flow: where they came in, addresses, ports and protocol. Never zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct Key {
+    /// Source and destination address as they lie in the header.
+    addresses: u64,
+    /// Ports as they lie in the header in the high half, [`scope`] and protocol in the low one.
+    rest: u64,
+}
+
+/// Set in every key, so that none is zero.
+const USED: u32 = 1 << 31;
+/// Set in keys of packets from an uplink.
+const FROM_UPLINK: u32 = 1 << 30;
+
+impl Key {
+    const EMPTY: Key = Key { addresses: 0, rest: 0 };
+
+    /// The key of a packet with `addresses` and `ports` as they lie in its headers; ports are 0
+    /// for every fragment (the first too, so that all take one path) and for what has none.
+    #[inline(always)]
+    pub(super) fn new(
+        vpc: u16,
+        from_uplink: bool,
+        addresses: [u8; 8],
+        ports: [u8; 4],
+        protocol: u8,
+    ) -> Key {
+        let scope = USED | if from_uplink { FROM_UPLINK } else { 0 } | u32::from(vpc) << 8;
+        let ports = u32::from_ne_bytes(ports);
+        Key {
+            addresses: u64::from_ne_bytes(addresses),
+            rest: u64::from(ports) << 32 | u64::from(scope | u32::from(protocol)),
+        }
+    }
+
+    /// The destination address.
+    #[inline(always)]
+    pub(super) fn destination(&self) -> Ipv4Addr {
+        let [_, _, _, _, a, b, c, d] = self.addresses.to_ne_bytes();
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// The VPC that the packet belongs to.
+    #[inline(always)]
+    pub(super) fn vpc(&self) -> u16 {
+        (self.rest >> 8) as u16
+    }
+
+    /// Whether the packet came out of a tunnel.
+    #[inline(always)]
+    pub(super) fn is_from_uplink(&self) -> bool {
+        self.rest as u32 & FROM_UPLINK != 0
+    }
+}
+
+/// What the cache knows of a flow.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Flow {
+    /// The tables that it was compiled from.
+    pub(super) generation: u32,
+    /// Index of its transform in those tables.
+    pub(super) transform: u32,
+    /// The last tick in which a packet of it was seen.
+    pub(super) seen: u32,
+    /// The outer source address that was checked; 0 when it comes from a tenant.
+    pub(super) far_end: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(128))]
+struct Bucket {
+    keys: [Key; WAYS],
+    flows: [Flow; WAYS],
+}
+
+impl Bucket {
+    const EMPTY: Bucket = Bucket {
+        keys: [Key::EMPTY; WAYS],
+        flows: [Flow { generation: 0, transform: 0, seen: 0, far_end: 0 }; WAYS],
+    };
+
+    /// Where `key` is. Compares all four, because which one it is cannot be predicted.
+    #[inline(always)]
+    fn position(&self, key: Key) -> Option<usize> {
+        let mut found = 0;
+        for (way, stored) in self.keys.iter().enumerate() {
+            let differs = (stored.addresses ^ key.addresses) | (stored.rest ^ key.rest);
+            found |= u32::from(differs == 0) << way;
+        }
+        (found != 0).then(|| found.trailing_zeros() as usize % WAYS)
+    }
+
+    fn put(&mut self, way: usize, key: Key, flow: Flow) {
+        self.keys[way] = key;
+        self.flows[way] = flow;
+    }
+}
+
+/// A flow cache of fixed size.
+#[derive(Debug)]
+pub(super) struct FlowCache {
+    buckets: Box<[Bucket]>,
+    seed: Seed,
+}
+
+impl FlowCache {
+    /// A cache for `flows` flows.
+    ///
+    /// # Panics
+    /// When `flows` is no power of two or below [`MIN_FLOWS`].
+    pub(super) fn new(flows: u32, seed: Seed) -> FlowCache {
+        assert!(flows.is_power_of_two() && flows >= MIN_FLOWS, "{flows} flows in a cache");
+        let buckets = vec![Bucket::EMPTY; flows as usize / WAYS].into_boxed_slice();
+        FlowCache { buckets, seed }
+    }
+
+    /// The hash that the other calls want beside the key.
+    #[inline(always)]
+    pub(super) fn hash(&self, key: Key) -> u64 {
+        self.seed.mix(key.addresses, key.rest)
+    }
+
+    /// Asks for the first bucket's cache lines.
+    #[inline(always)]
+    pub(super) fn prefetch_first(&self, hash: u64) {
+        self.prefetch(self.first(hash));
+    }
+
+    /// Asks for the second bucket's cache lines.
+    #[inline(always)]
+    pub(super) fn prefetch_second(&self, hash: u64) {
+        self.prefetch(self.second(hash));
+    }
+
+    /// The flow, when it lies in its first bucket.
+    #[inline(always)]
+    pub(super) fn find_first(&mut self, hash: u64, key: Key) -> Option<&mut Flow> {
+        let bucket = &mut self.buckets[self.first(hash)];
+        bucket.position(key).map(|way| &mut bucket.flows[way])
+    }
+
+    /// The flow, in whichever bucket.
+    pub(super) fn find(&mut self, hash: u64, key: Key) -> Option<&mut Flow> {
+        for index in [self.first(hash), self.second(hash)] {
+            if let Some(way) = self.buckets[index].position(key) {
+                return Some(&mut self.buckets[index].flows[way]);
+            }
+        }
+        None
+    }
+
+    /// Adds a flow that is not in the cache; whether another was evicted for it. `flow.seen` is
+    /// taken for the present.
+    pub(super) fn insert(&mut self, hash: u64, key: Key, flow: Flow) -> bool {
+        let homes = [self.first(hash), self.second(hash)];
+        for home in homes {
+            if let Some(way) = self.buckets[home].position(Key::EMPTY) {
+                self.buckets[home].put(way, key, flow);
+                return false;
+            }
+        }
+        for home in homes {
+            if let Some(way) = self.move_one(home) {
+                self.buckets[home].put(way, key, flow);
+                return false;
+            }
+        }
+        let age = |&(home, way): &(usize, usize)| {
+            flow.seen.wrapping_sub(self.buckets[home].flows[way].seen)
+        };
+        let places = homes.into_iter().flat_map(|home| (0..WAYS).map(move |way| (home, way)));
+        let (home, way) = places.max_by_key(age).unwrap_or((homes[0], 0));
+        self.buckets[home].put(way, key, flow);
+        true
+    }
+
+    /// Moves one flow of a full bucket to its other one; the place that became free.
+    fn move_one(&mut self, from: usize) -> Option<usize> {
+        for way in 0..WAYS {
+            let (key, flow) = (self.buckets[from].keys[way], self.buckets[from].flows[way]);
+            let hash = self.hash(key);
+            let other = self.first(hash) ^ self.second(hash) ^ from;
+            if other == from {
+                continue;
+            }
+            if let Some(free) = self.buckets[other].position(Key::EMPTY) {
+                self.buckets[other].put(free, key, flow);
+                return Some(way);
+            }
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn first(&self, hash: u64) -> usize {
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    #[inline(always)]
+    fn second(&self, hash: u64) -> usize {
+        (hash >> 32) as usize & (self.buckets.len() - 1)
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, bucket: usize) {
+        let bucket = &self.buckets[bucket];
+        prefetch(&bucket.keys);
+        prefetch(&bucket.flows);
+    }
+}
+
+/// The secret of this process's hashes.
+#[derive(Clone, Copy, Debug)]
+pub struct Seed([u64; 3]);
+
+impl Seed {
+    /// Spreads 64 random bits over the secret (SplitMix64).
+    pub fn new(random: u64) -> Seed {
+        let mut state = random;
+        Seed(std::array::from_fn(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        }))
+    }
+
+    /// Two rounds of multiplying and folding 128 bits, each with secret factors.
+    #[inline(always)]
+    fn mix(&self, a: u64, b: u64) -> u64 {
+        let [first, second, third] = self.0;
+        fold(fold(a ^ first, b ^ second) ^ third, 0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Addresses, ports and protocol of a packet of a tenant; ports as [`owner`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FiveTuple {
+    /// Source address and port.
+    pub source: (Ipv4Addr, u16),
+    /// Destination address and port.
+    pub destination: (Ipv4Addr, u16),
+    /// IPv4 protocol number.
+    pub protocol: u8,
+}
+
+/// A number from which the worker that owns a flow follows: the same for both directions, and on
+/// every worker with the same seed. Ports are those of TCP and UDP, and 0 for everything else and
+/// for every fragment.
+pub fn owner(seed: &Seed, vni: u32, flow: &FiveTuple) -> u32 {
+    let end =
+        |(address, port): (Ipv4Addr, u16)| u64::from(address.to_bits()) << 16 | u64::from(port);
+    let (a, b) = (end(flow.source), end(flow.destination));
+    let (low, high) = (a.min(b), a.max(b));
+    // 48 bits an end: VNI and protocol fill the two words up.
+    let low = low | u64::from(vni & 0xffff) << 48;
+    let high = high | u64::from(vni >> 16 & 0xff) << 48 | u64::from(flow.protocol) << 56;
+    (seed.mix(low, high) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u32) -> Key {
+        let [a, b, c, d] = n.to_be_bytes();
+        Key::new(1, false, [10, a, b, c, 10, 0, 0, d], [1, 2, 3, 4], 17)
+    }
+
+    fn flow(n: u32, seen: u32) -> Flow {
+        Flow { generation: 1, transform: n, seen, far_end: 0 }
+    }
+
+    fn put(cache: &mut FlowCache, n: u32, seen: u32) -> bool {
+        let hash = cache.hash(key(n));
+        cache.insert(hash, key(n), flow(n, seen))
+    }
+
+    fn has(cache: &mut FlowCache, n: u32) -> bool {
+        let hash = cache.hash(key(n));
+        cache.find(hash, key(n)).is_some_and(|flow| {
+            assert_eq!(flow.transform, n);
+            true
+        })
+    }
+
+    #[test]
+    fn keys_keep_their_parts_apart() {
+        let key = Key::new(0xabcd, true, [1, 2, 3, 4, 5, 6, 7, 8], [0xff; 4], 0xff);
+        assert_eq!(key.destination(), Ipv4Addr::new(5, 6, 7, 8));
+        assert_eq!(key.vpc(), 0xabcd);
+        assert!(key.is_from_uplink());
+        let zero = Key::new(0, false, [0; 8], [0; 4], 0);
+        assert_ne!(zero, Key::EMPTY);
+        assert_eq!((zero.vpc(), zero.is_from_uplink()), (0, false));
+        for other in [
+            Key::new(1, false, [0; 8], [0; 4], 0),
+            Key::new(0, true, [0; 8], [0; 4], 0),
+            Key::new(0, false, [0, 0, 0, 0, 0, 0, 0, 1], [0; 4], 0),
+            Key::new(0, false, [0; 8], [0, 0, 0, 1], 0),
+            Key::new(0, false, [0; 8], [0; 4], 1),
+        ] {
+            assert_ne!(zero, other);
+        }
+    }
+
+    #[test]
+    fn a_table_of_three_quarters_evicts_nothing() {
+        let mut cache = FlowCache::new(1 << 12, Seed::new(7));
+        let flows = (1 << 12) * 3 / 4;
+        assert!((0..flows).all(|n| !put(&mut cache, n, 0)));
+        assert!((0..flows).all(|n| has(&mut cache, n)));
+    }
+
+    #[test]
+    fn the_oldest_goes_and_the_size_stays() {
+        // One bucket is both homes of every flow: four fit, the fifth evicts.
+        let mut cache = FlowCache::new(MIN_FLOWS, Seed::new(7));
+        for (n, seen) in [(0, 9), (1, u32::MAX - 3), (2, 8), (3, 0)] {
+            assert!(!put(&mut cache, n, seen));
+        }
+        assert!(put(&mut cache, 4, 10), "the fifth evicts");
+        assert!(!has(&mut cache, 1), "seen before the tick wrapped: the oldest");
+        assert!(put(&mut cache, 5, 10));
+        assert!(!has(&mut cache, 3));
+        assert!([0, 2, 4, 5].into_iter().all(|n| has(&mut cache, n)));
+    }
+
+    #[test]
+    #[should_panic(expected = "flows in a cache")]
+    fn a_size_below_one_bucket_is_refused() {
+        FlowCache::new(MIN_FLOWS / 2, Seed::new(7));
+    }
+
+    #[test]
+    fn as_many_flows_as_inserts_less_evictions() {
+        let mut cache = FlowCache::new(1 << 8, Seed::new(1));
+        let evicted = (0..1000).filter(|n| put(&mut cache, *n, *n)).count();
+        let present = (0..1000).filter(|n| has(&mut cache, *n)).count();
+        assert_eq!(present + evicted, 1000);
+        assert!(present <= 1 << 8);
+        assert!(present > 250, "a full cache: {present}");
+    }
+
+    #[test]
+    fn both_directions_have_one_owner() {
+        let seed = Seed::new(3);
+        bolero::check!().with_type::<(u32, u32, u16, u32, u16, u8)>().for_each(
+            |&(vni, a, a_port, b, b_port, protocol)| {
+                let source = (Ipv4Addr::from_bits(a), a_port);
+                let destination = (Ipv4Addr::from_bits(b), b_port);
+                let there = FiveTuple { source, destination, protocol };
+                let back = FiveTuple { source: destination, destination: source, protocol };
+                let vni = vni & 0xff_ffff;
+                assert_eq!(owner(&seed, vni, &there), owner(&seed, vni, &back));
+            },
+        );
+    }
+
+    #[test]
+    fn owners_spread_and_depend_on_every_part() {
+        let seed = Seed::new(3);
+        let mut per_worker = [0; 4];
+        let mut seen = std::collections::BTreeSet::new();
+        for n in 0..4000_u16 {
+            let flow = FiveTuple {
+                source: (Ipv4Addr::new(10, 0, 0, 1), n),
+                destination: (Ipv4Addr::new(10, 0, 0, 2), 80),
+                protocol: 6,
+            };
+            for (vni, protocol) in [(1, 6), (0x1_0001, 6), (1, 17)] {
+                let owner = owner(&seed, vni, &FiveTuple { protocol, ..flow });
+                seen.insert(owner);
+                per_worker[owner as usize % 4] += 1;
+            }
+        }
+        assert!(seen.len() > 11_990, "{} of 12 000", seen.len());
+        assert!(per_worker.iter().all(|n| (2700..3300).contains(n)), "{per_worker:?}");
+    }
+}
