@@ -9,10 +9,13 @@ mod allocations;
 mod chain;
 mod file_ring;
 mod frame;
+mod lent;
 mod pages;
 mod poll;
 mod region;
+mod ring;
 mod segment;
+mod xsk;
 
 pub use allocations::CountingAllocator;
 pub use chain::{Chain, MAX_FRAMES};
@@ -22,6 +25,7 @@ pub use pages::Pages;
 pub use poll::PollList;
 pub use region::{Backing, Region, RegionError};
 pub use segment::{MAX_SEGMENTS, Segment, Segments};
+pub use xsk::{Kick, MIN_RING, RingSizes, Xsk, XskError, XskStatistics};
 
 /// Asks the processor to bring the cache line at `value` close; a hint without effect on results.
 #[inline(always)]

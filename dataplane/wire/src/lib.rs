@@ -14,6 +14,7 @@ pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
 mod malformed;
+mod steer;
 pub mod udp;
 pub mod vxlan;
 
@@ -23,5 +24,6 @@ pub use checksum::Checksum;
 pub use ethernet::Ethernet;
 pub use ipv4::Ipv4;
 pub use malformed::Malformed;
+pub use steer::{STEER_BYTES, Steer, steer};
 pub use udp::Udp;
 pub use vxlan::Vxlan;
