@@ -25,18 +25,20 @@ pub enum Error {
     )]
     TooFewQueues { interface: String },
     #[error(
-        "another XDP program is attached to `{interface}`; detach it: `ip link set {interface} xdp off`, or \
-         stop the program that attached it (`bpftool net`)"
+        "another XDP program is attached to `{interface}`; detach it (`ip link set {interface} xdp \
+         off`) or stop the process that attached it (`bpftool net`)"
     )]
     Occupied { interface: String },
     #[error("cannot attach the XDP program to `{interface}`: {reason}")]
     Attach { interface: String, reason: String },
     #[error(
-        "the kernel refuses the XDP programs: {reason}; Linux 6.6 or newer with CONFIG_XDP_SOCKETS is needed"
+        "the kernel refuses the XDP programs: {reason}; Linux 6.6 or newer with CONFIG_XDP_SOCKETS \
+         is needed"
     )]
     Load { reason: String },
     #[error(
-        "cannot keep BPF objects in {}: {source}; `mount -t bpf bpf /sys/fs/bpf` as root", directory.display()
+        "cannot keep BPF objects in {}: {source}; `mount -t bpf bpf /sys/fs/bpf` as root",
+        directory.display()
     )]
     Directory { directory: PathBuf, source: io::Error },
     #[error("cannot pin {}: {reason}", path.display())]

@@ -17,7 +17,8 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use std::ffi::CString;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use std::io::ErrorKind;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -278,17 +279,10 @@ impl Attachment<'_> {
 }
 
 fn interface_index(interface: &str) -> Result<u32, Error> {
-    let index = CString::new(interface).map_or(0, |name| {
-        #[allow(unsafe_code)]
-        // SAFETY: a NUL-terminated name.
-        unsafe {
-            libc::if_nametoindex(name.as_ptr())
-        }
-    });
-    match index {
-        0 => Err(Error::NoInterface { interface: interface.to_owned() }),
-        _ => Ok(index),
-    }
+    let failed = |_| Error::NoInterface { interface: interface.to_owned() };
+    // Any socket does: the name is looked up in its network namespace.
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(failed)?;
+    name_to_index(&socket, interface).map_err(failed)
 }
 
 fn load(interface: &str, program: Program) -> Result<Ebpf, Error> {

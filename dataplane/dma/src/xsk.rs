@@ -54,17 +54,19 @@ pub enum XskError {
     #[error("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS); 6.6 or newer is needed")]
     Unsupported,
     #[error(
-        "cannot lock {mib} MiB of frame memory for queue {queue} of `{interface}`: {source}; raise the limit \
-         (`ulimit -l unlimited`, LimitMEMLOCK=), give CAP_IPC_LOCK, or lower `region_mib`"
+        "cannot lock {mib} MiB of frame memory for queue {queue} of `{interface}`: {source}; \
+         raise the limit (`ulimit -l unlimited`, LimitMEMLOCK=), give CAP_IPC_LOCK, or lower \
+         `region_mib`"
     )]
     Memlock { interface: String, queue: u32, mib: usize, source: Error },
     #[error(
-        "`{interface}` has no queue {queue} for AF_XDP: see `ethtool -l {interface}` for the number of queues \
-         (a kernel older than 6.6 refuses every queue in this way)"
+        "`{interface}` has no queue {queue} for AF_XDP: see `ethtool -l {interface}` for the \
+         number of queues (a kernel older than 6.6 refuses every queue in this way)"
     )]
     NoQueue { interface: String, queue: u32 },
     #[error(
-        "queue {queue} of `{interface}` already has an AF_XDP socket: stop the process that `ss --xdp -p` shows"
+        "queue {queue} of `{interface}` already has an AF_XDP socket: stop the process that \
+         `ss --xdp -p` shows"
     )]
     Busy { interface: String, queue: u32 },
     #[error("{call} for queue {queue} of `{interface}`: {source}")]
@@ -103,7 +105,6 @@ pub struct Xsk {
     // Fields drop in this order: mappings keep the socket alive, so they go first.
     rings: Rings,
     socket: OwnedFd,
-    wake: OwnedFd,
     lent: Lent,
     zero_copy: bool,
     mtu: usize,
@@ -141,29 +142,21 @@ impl Xsk {
         let rings = Rings::map(&socket, sizes, &at)?;
         bind(&socket, index, &at)?;
         tune(&socket, sizes.tx);
-        let wake = epoll(&socket).map_err(|source| at.call("epoll", source))?;
         let options: u32 = get_option(&socket, libc::XDP_OPTIONS).unwrap_or(0);
         let mtu = mtu(interface).map_err(|source| at.call("reading the MTU", source))?;
         Ok(Xsk {
             rings,
             socket,
-            wake,
             lent: Lent::new(region),
             zero_copy: options & libc::XDP_OPTIONS_ZEROCOPY != 0,
             mtu,
         })
     }
 
-    /// The socket, for the steering program's map. Not to be duplicated or polled: that would keep
-    /// it open past [`close`](Self::close).
+    /// The socket: for the steering program's map, and to poll (readable while frames wait to be
+    /// received). Nobody may duplicate it, which would keep it open past [`close`](Self::close).
     pub fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
-    }
-
-    /// A descriptor that is readable while frames wait to be received (an epoll instance, so that
-    /// whoever still sleeps on it does not keep the socket open).
-    pub fn wake_fd(&self) -> RawFd {
-        self.wake.as_raw_fd()
     }
 
     /// Whether the driver reads and writes the frames itself, without a copy by the kernel.
@@ -302,12 +295,12 @@ impl Xsk {
     /// Take the socket out of the steering program's map first, or frames that arrive meanwhile
     /// are lost.
     pub fn close(self, free: &mut FreeList) {
-        let Xsk { rings, socket, wake, mut lent, .. } = self;
+        let Xsk { rings, socket, mut lent, .. } = self;
         // The mappings and the descriptor are all that refers to the socket. When the last one
         // goes, the kernel unbinds it and waits for packets under way (xsk_release,
         // synchronize_net) before the call returns; in copy mode a packet still being sent has its
         // own copy, in zero-copy mode the driver has stopped the queue.
-        drop((rings, socket, wake));
+        drop((rings, socket));
         lent.take_all(free);
     }
 }
@@ -432,21 +425,6 @@ fn tune(socket: &OwnedFd, tx_entries: u32) {
     // each frame, so that the ring is the limit.
     let buffer = (tx_entries as usize * 2 * FRAME_BYTES) as libc::c_int;
     let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &buffer);
-}
-
-fn epoll(socket: &OwnedFd) -> Result<OwnedFd, Error> {
-    // SAFETY: plain system call; the result is checked.
-    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    if fd < 0 {
-        return Err(Error::last_os_error());
-    }
-    // SAFETY: just made and owned by nobody else.
-    let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-    // SAFETY: both descriptors are owned and `event` is valid for the call.
-    let added =
-        unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event) };
-    if added == 0 { Ok(epoll) } else { Err(Error::last_os_error()) }
 }
 
 fn interface_index(interface: &str) -> Option<u32> {

@@ -5,7 +5,11 @@
 //! - Frames come from and go back to the worker's free list: received + sent + free = constant.
 //! - Neither call blocks, allocates, logs or panics on anything that a peer sent.
 
+pub mod afxdp;
+pub mod conformance;
+pub mod pcap;
 pub mod peer;
+pub mod test;
 
 use crate::packet::Burst;
 use outboard_dma::FreeList;
@@ -28,4 +32,48 @@ pub trait Port {
 
     /// Ends the port: every frame it can still reach goes to `free`. Called once, last.
     fn close(&mut self, free: &mut FreeList);
+}
+
+/// A port of any kind, so that a worker keeps them in one list and calls them without `dyn`.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a worker has a handful, and AfXdp is the usual one")]
+pub enum AnyPort {
+    /// A queue of a network interface.
+    AfXdp(afxdp::AfXdp),
+    /// A port in memory, for tests, simulation and benches.
+    Test(test::TestPort),
+}
+
+/// Calls the same method of whatever port it is.
+macro_rules! any_port {
+    ($port:expr, $name:ident($($argument:expr),*)) => {
+        match $port {
+            AnyPort::AfXdp(port) => port.$name($($argument),*),
+            AnyPort::Test(port) => port.$name($($argument),*),
+        }
+    };
+}
+
+impl Port for AnyPort {
+    #[inline]
+    fn rx(&mut self, burst: &mut Burst, free: &mut FreeList) {
+        any_port!(self, rx(burst, free))
+    }
+
+    #[inline]
+    fn tx(&mut self, burst: &mut Burst, free: &mut FreeList) {
+        any_port!(self, tx(burst, free))
+    }
+
+    fn max_frame_bytes(&self) -> usize {
+        any_port!(self, max_frame_bytes())
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        any_port!(self, wake_fd())
+    }
+
+    fn close(&mut self, free: &mut FreeList) {
+        any_port!(self, close(free))
+    }
 }

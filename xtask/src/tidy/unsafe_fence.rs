@@ -11,6 +11,8 @@ const MAY: &[&str] = &[
     "dataplane/src/clock.rs",
     // A packet's two legal ends: takes the chain out of what must not be dropped.
     "dataplane/src/packet.rs",
+    // Two commands of bpf(2) that aya lacks; dma knows nothing of BPF.
+    "ebpf/src/link.rs",
     // Programs of the kernel: all their memory is the verifier's.
     "ebpf/prog",
     // Reference programs share no hot code with Outboard, its wrappers included.
