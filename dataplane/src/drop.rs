@@ -50,7 +50,8 @@ drop_reasons! {
     TooBig "too_big" "Larger than the MTU of the port it should leave through.",
     VxlanMalformed "vxlan_malformed" "The VXLAN flags or lengths are invalid.",
     UdpChecksum "udp_checksum" "The outer UDP checksum is wrong.",
-    OuterFragment "outer_fragment" "The tunnel packet was fragmented on its way; raise the MTU of the network between the hosts.",
+    OuterFragment "outer_fragment" "The tunnel packet was fragmented on its way; \
+        raise the MTU of the network between the hosts.",
     UnknownVni "unknown_vni" "No VPC has this VNI.",
     NotOurVtep "not_our_vtep" "The outer destination is not this host's tunnel address.",
     UnknownVtep "unknown_vtep" "The outer source is not the far end of any route of the VPC.",

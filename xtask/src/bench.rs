@@ -2,7 +2,8 @@
 //! `outboard-bench suite`, which owns the suites, their targets and their verdicts.
 
 use crate::error::Error;
-use crate::process;
+use crate::stop::Stop;
+use crate::{child, process};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -24,7 +25,7 @@ pub struct Args {
 
 /// Builds and runs the suite.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let programs = build_release()?;
+    let programs = build_release(&Stop::install()?)?;
     let mut command = Command::new(programs.join("outboard-bench"));
     command.args(["suite", &args.suite]);
     if args.quick {
@@ -37,9 +38,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// Builds `outboard` and `outboard-bench` in release mode; returns the directory they are in.
-pub fn build_release() -> Result<PathBuf, Error> {
+pub fn build_release(stop: &Stop) -> Result<PathBuf, Error> {
     let mut build = process::cargo();
     build.args(["build", "--release", "--locked", "-p", "outboard", "-p", "outboard-bench"]);
-    process::run(&mut build)?;
+    child::run(&mut build, stop)?;
     Ok(process::target_dir()?.join("release"))
 }

@@ -42,6 +42,9 @@ pub enum Error {
         /// What to do about it.
         remedy: String,
     },
+    /// Ctrl-C or SIGTERM; guards clean up on the way out.
+    #[error("interrupted")]
+    Interrupted,
     /// The task has printed its own account of what is wrong.
     #[error("failed")]
     Reported,

@@ -6,10 +6,14 @@
 //! they do not build.
 
 mod bench;
+mod child;
 mod ci;
+mod demo;
 mod error;
+mod netns;
 mod process;
 mod setup;
+mod stop;
 mod test;
 mod tidy;
 
@@ -17,12 +21,16 @@ use clap::{Parser, Subcommand};
 use error::Error;
 use std::process::ExitCode;
 
+const AFTER_HELP: &str = "\
+Start with `cargo xtask demo`.
+`cargo xtask TASK --help` tells more about one task.";
+
 /// Outboard's project tasks.
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
     bin_name = "cargo xtask",
-    after_help = "`cargo xtask TASK --help` tells more about one task."
+    after_help = AFTER_HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -31,20 +39,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    Demo(demo::Args),
     Setup(setup::Args),
     Test(test::Args),
     Bench(bench::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
+    #[command(hide = true)]
+    Marker(demo::marker::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
+        Task::Marker(args) => demo::marker::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
