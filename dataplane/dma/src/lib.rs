@@ -7,24 +7,31 @@
 
 mod allocations;
 mod chain;
+mod eventfd;
 mod file_ring;
 mod frame;
+mod guest;
 mod lent;
 mod pages;
 mod poll;
 mod region;
 mod ring;
 mod segment;
+mod sigbus;
+mod window;
 mod xsk;
 
 pub use allocations::CountingAllocator;
 pub use chain::{Chain, MAX_FRAMES};
+pub use eventfd::EventFd;
 pub use file_ring::{BOUNCE_BYTES, Direction, FileRing};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES};
+pub use guest::{GuestError, GuestMemory, GuestRegion, MAX_REGIONS};
 pub use pages::Pages;
 pub use poll::PollList;
 pub use region::{Backing, Region, RegionError};
 pub use segment::{MAX_SEGMENTS, Segment, Segments};
+pub use window::Window;
 pub use xsk::{Kick, MIN_RING, RingSizes, Xsk, XskError, XskStatistics};
 
 /// Asks the processor to bring the cache line at `value` close; a hint without effect on results.

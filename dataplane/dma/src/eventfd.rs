@@ -1,0 +1,95 @@
+//! Event descriptors: our own, and those that a front end passes for kicks and calls.
+
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// A counter that the kernel keeps and that can be slept on (eventfd(2)).
+#[derive(Debug)]
+pub struct EventFd(File);
+
+impl EventFd {
+    /// A new one, at zero.
+    pub fn new() -> Result<EventFd> {
+        // SAFETY: plain system call; the result is checked.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(Error::last_os_error());
+        }
+        // SAFETY: fd was just made and is owned by nobody else.
+        Ok(EventFd(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    /// Takes a descriptor from another process after checking that it is an eventfd, and makes it
+    /// non-blocking, so that no call here can wait.
+    pub fn adopt(fd: OwnedFd) -> Result<EventFd> {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if link.as_os_str() != "anon_inode:[eventfd]" {
+            let what = format!("the descriptor passed is {}, not an eventfd", link.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        // SAFETY: plain system calls on an owned descriptor; the results are checked.
+        let done = unsafe {
+            let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+            flags >= 0 && libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
+        };
+        if !done {
+            return Err(Error::last_os_error());
+        }
+        Ok(EventFd(File::from(fd)))
+    }
+
+    /// Adds one. A full counter stays as it is: whoever sleeps on it is awake already.
+    #[inline]
+    pub fn signal(&self) {
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Sets it to zero and returns what it was; never waits, whatever the other side does to the
+    /// descriptor's flags (RWF_NOWAIT).
+    #[inline]
+    pub fn drain(&self) -> u64 {
+        let mut value = 0u64;
+        let into = libc::iovec { iov_base: (&raw mut value).cast(), iov_len: 8 };
+        // SAFETY: `into` describes eight writable bytes of `value`.
+        let got = unsafe { libc::preadv2(self.0.as_raw_fd(), &into, 1, -1, libc::RWF_NOWAIT) };
+        if got == 8 { value } else { 0 }
+    }
+}
+
+impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl From<EventFd> for OwnedFd {
+    fn from(event: EventFd) -> OwnedFd {
+        event.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_never_waits() {
+        let ours = EventFd::new().unwrap();
+        assert_eq!(ours.drain(), 0);
+        ours.signal();
+        ours.signal();
+        assert_eq!(ours.drain(), 2);
+        let theirs = EventFd::adopt(OwnedFd::from(ours)).unwrap();
+        (&theirs.0).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        theirs.signal();
+        assert_eq!(theirs.drain(), u64::MAX - 1);
+    }
+
+    #[test]
+    fn only_an_eventfd_is_taken() {
+        let file = File::open("/dev/null").unwrap();
+        let error = EventFd::adopt(file.into()).unwrap_err().to_string();
+        assert!(error.contains("/dev/null"), "{error}");
+    }
+}
