@@ -1,1 +1,9 @@
 //! Virtio devices: rings in guest memory, and the vhost-user protocol that hands them over.
+
+pub mod blk;
+pub mod driver;
+pub mod driver_ring;
+pub mod fault;
+pub mod mailbox;
+pub mod queue;
+pub mod vhost_user;

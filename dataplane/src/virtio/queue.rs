@@ -1,0 +1,406 @@
+//! A split virtqueue, device side, polled (virtio 1.2, section 2.7).
+//!
+//! A burst is: [`fetch`](Queue::fetch) reads the available index once, [`pop`](Queue::pop) takes
+//! that many chains, [`push`](Queue::push) gives chains back, [`publish`](Queue::publish) writes
+//! the used index once and says whether the driver wants to be called.
+//!
+//! Everything the driver wrote is checked before use. A bad chain is an error that still names
+//! its head, so that it can be given back; a ring whose indices make no sense is broken and stays
+//! so until the driver resets it. Neither is ever a panic or an endless loop.
+
+use crate::virtio::fault::QueueFault;
+use arrayvec::ArrayVec;
+use outboard_dma::{GuestError, GuestMemory, Segment, Window};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+/// The largest queue that is accepted: QEMU's own limit.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// The most segments of one chain: data (34), and a header and a status cut into any pieces that
+/// still make sense (16 + 1), with room for buffers that straddle two memory regions.
+pub const MAX_CHAIN_SEGMENTS: usize = 64;
+
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
+const DESC_BYTES: usize = 16;
+/// Offset of the index in the available and the used ring; entries follow at 4.
+const INDEX: usize = 2;
+const ENTRIES: usize = 4;
+const USED_NO_NOTIFY: u16 = 1;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// Where a queue lies, as the front end describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Entries: a power of two up to [`MAX_QUEUE_SIZE`].
+    pub size: u16,
+    /// Front-end address of the descriptor table.
+    pub descriptors: u64,
+    /// Front-end address of the available ring.
+    pub available: u64,
+    /// Front-end address of the used ring.
+    pub used: u64,
+    /// The available index to begin at.
+    pub base: u16,
+    /// VIRTIO_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// VIRTIO_F_INDIRECT_DESC was negotiated.
+    pub indirect: bool,
+}
+
+/// Why a queue cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueSetupError {
+    /// The size is impossible.
+    #[error("a queue of {0} entries; a power of two from 1 to {MAX_QUEUE_SIZE} is possible")]
+    Size(u32),
+    /// A ring is not in the guest's memory.
+    #[error(transparent)]
+    Place(#[from] GuestError),
+}
+
+/// What stopped a [`Queue::pop`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueError {
+    /// One chain is bad; the device gives its head back and goes on.
+    Chain {
+        /// The chain's head.
+        head: u16,
+        /// What is wrong with it.
+        fault: QueueFault,
+    },
+    /// The ring is broken: nothing more is taken from it.
+    Ring(QueueFault),
+}
+
+/// A chain of descriptors, resolved: checked segments in order, readable ones first.
+#[derive(Debug, Default)]
+pub struct DescriptorChain {
+    segments: ArrayVec<Segment, MAX_CHAIN_SEGMENTS>,
+    readable: usize,
+}
+
+impl DescriptorChain {
+    /// What the driver wrote for the device.
+    #[inline(always)]
+    pub fn readable(&self) -> &[Segment] {
+        &self.segments[..self.readable]
+    }
+
+    /// What the device shall write.
+    #[inline(always)]
+    pub fn writable(&self) -> &[Segment] {
+        &self.segments[self.readable..]
+    }
+}
+
+/// One descriptor as read from the guest.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    fn from_words(address: u64, rest: u64) -> Descriptor {
+        Descriptor {
+            address,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+}
+
+/// The device's end of one queue.
+#[derive(Debug)]
+pub struct Queue {
+    memory: Arc<GuestMemory>,
+    descriptors: Window,
+    available: Window,
+    used: Window,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The next available entry to take.
+    next_available: u16,
+    /// The available index as last read.
+    seen_available: u16,
+    /// Where the next used element goes.
+    next_used: u16,
+    /// The used index as the driver sees it.
+    published_used: u16,
+    /// The used index at which the driver's wish to be called was last looked at.
+    called_at: Option<u16>,
+    broken: Option<QueueFault>,
+}
+
+impl Queue {
+    /// Takes a queue over after checking where it lies.
+    pub fn new(memory: &Arc<GuestMemory>, setup: &QueueSetup) -> Result<Queue, QueueSetupError> {
+        let size = setup.size;
+        if size == 0 || !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(QueueSetupError::Size(u32::from(size)));
+        }
+        let (n, event) = (usize::from(size), if setup.event_idx { 2 } else { 0 });
+        let window = |what, address, bytes, align| memory.window(what, address, bytes, align);
+        let descriptors = window("descriptor table", setup.descriptors, n * DESC_BYTES, 16)?;
+        let available = window("available ring", setup.available, ENTRIES + n * 2 + event, 2)?;
+        let used = window("used ring", setup.used, ENTRIES + n * 8 + event, 4)?;
+        // The driver may have results that a former owner of the queue gave it: go on from there.
+        let next_used = used.load_u16(INDEX, Ordering::Acquire);
+        Ok(Queue {
+            memory: Arc::clone(memory),
+            descriptors,
+            available,
+            used,
+            size,
+            event_idx: setup.event_idx,
+            indirect: setup.indirect,
+            next_available: setup.base,
+            seen_available: setup.base,
+            next_used,
+            published_used: next_used,
+            called_at: None,
+            broken: None,
+        })
+    }
+
+    /// Reads the available index and returns how many chains wait, at most the queue's size.
+    #[inline]
+    pub fn fetch(&mut self) -> Result<u16, QueueError> {
+        if let Some(fault) = self.broken {
+            return Err(QueueError::Ring(fault));
+        }
+        // Acquire: the entries and descriptors below the index are written before it (2.7.13).
+        let index = self.available.load_u16(INDEX, Ordering::Acquire);
+        let waiting = index.wrapping_sub(self.next_available);
+        if waiting > self.size {
+            return Err(self.break_by(QueueFault::AvailJump));
+        }
+        self.seen_available = index;
+        Ok(waiting)
+    }
+
+    /// Takes the next chain that [`fetch`](Self::fetch) saw and resolves it into `chain`; `None`
+    /// when all of them are taken.
+    #[inline]
+    pub fn pop(&mut self, chain: &mut DescriptorChain) -> Result<Option<u16>, QueueError> {
+        if let Some(fault) = self.broken {
+            return Err(QueueError::Ring(fault));
+        }
+        if self.next_available == self.seen_available {
+            return Ok(None);
+        }
+        let entry = ENTRIES + usize::from(self.next_available & (self.size - 1)) * 2;
+        let head = self.available.load_u16(entry, Ordering::Relaxed);
+        if head >= self.size {
+            return Err(self.break_by(QueueFault::HeadOutOfRange));
+        }
+        self.next_available = self.next_available.wrapping_add(1);
+        chain.segments.clear();
+        chain.readable = 0;
+        match self.resolve(head, chain) {
+            Ok(()) => Ok(Some(head)),
+            Err(fault) => Err(QueueError::Chain { head, fault }),
+        }
+    }
+
+    /// Gives a chain back with the number of bytes written to it. The driver sees it after
+    /// [`publish`](Self::publish).
+    #[inline]
+    pub fn push(&mut self, head: u16, written: u32) {
+        let entry = ENTRIES + usize::from(self.next_used & (self.size - 1)) * 8;
+        self.used.store_u32(entry, u32::from(head), Ordering::Relaxed);
+        self.used.store_u32(entry + 4, written, Ordering::Relaxed);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver everything pushed since the last call and says whether it wants to be
+    /// called for it.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        if self.next_used == self.published_used {
+            return false;
+        }
+        // Release: the elements and the data come before the index (2.7.8.2).
+        self.used.store_u16(INDEX, self.next_used, Ordering::Release);
+        self.published_used = self.next_used;
+        // The driver asks for a call and then looks at the index; we write the index and then
+        // look whether it asked: both need a full fence between (2.7.10).
+        fence(Ordering::SeqCst);
+        let last = self.called_at.replace(self.next_used);
+        if self.event_idx {
+            let used_event = ENTRIES + usize::from(self.size) * 2;
+            let event = self.available.load_u16(used_event, Ordering::Relaxed);
+            last.is_none_or(|last| need_event(event, self.next_used, last))
+        } else {
+            let flags = self.available.load_u16(0, Ordering::Relaxed);
+            flags & AVAIL_NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver to kick from now on; `true` when something came in meanwhile (or the ring
+    /// turned out broken), so that sleeping would miss it.
+    pub fn arm(&mut self) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
+        if self.event_idx {
+            let available_event = ENTRIES + usize::from(self.size) * 8;
+            self.used.store_u16(available_event, self.next_available, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(0, 0, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        self.fetch() != Ok(0)
+    }
+
+    /// Tells the driver that kicks are not needed: the ring is polled.
+    pub fn disarm(&mut self) {
+        if self.event_idx {
+            // An event behind us is passed only once in 65536 entries.
+            let available_event = ENTRIES + usize::from(self.size) * 8;
+            let behind = self.next_available.wrapping_sub(1);
+            self.used.store_u16(available_event, behind, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(0, USED_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    /// Declares the ring broken: nothing more is taken from it.
+    pub fn break_by(&mut self, fault: QueueFault) -> QueueError {
+        self.broken = Some(fault);
+        QueueError::Ring(fault)
+    }
+
+    /// What broke the ring, if anything.
+    pub fn broken(&self) -> Option<QueueFault> {
+        self.broken
+    }
+
+    /// The available index to go on from when the queue is stopped and started again.
+    pub fn base(&self) -> u16 {
+        self.next_available
+    }
+
+    /// The memory that the queue and its buffers lie in.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Follows a chain from `head`, checks every step and collects its segments.
+    #[inline]
+    fn resolve(&self, head: u16, chain: &mut DescriptorChain) -> Result<(), QueueFault> {
+        let mut bytes = 0u64;
+        let mut index = head;
+        for _ in 0..self.size {
+            let descriptor = self.descriptor(index);
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                if !self.indirect {
+                    return Err(QueueFault::IndirectNotOffered);
+                }
+                if descriptor.flags & DESC_NEXT != 0 {
+                    return Err(QueueFault::IndirectNext);
+                }
+                return self.resolve_indirect(&descriptor, chain, &mut bytes);
+            }
+            self.collect(&descriptor, chain, &mut bytes)?;
+            if descriptor.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if index >= self.size {
+                return Err(QueueFault::NextOutOfRange);
+            }
+        }
+        Err(QueueFault::Loop)
+    }
+
+    /// Follows the chain in an indirect table (2.7.5.3), which begins at its first entry.
+    fn resolve_indirect(
+        &self,
+        table: &Descriptor,
+        chain: &mut DescriptorChain,
+        bytes: &mut u64,
+    ) -> Result<(), QueueFault> {
+        let entries = table.len / DESC_BYTES as u32;
+        let whole = table.len.is_multiple_of(DESC_BYTES as u32);
+        if entries == 0 || entries > u32::from(u16::MAX) || !whole {
+            return Err(QueueFault::IndirectLength);
+        }
+        let mut index = 0;
+        for _ in 0..entries {
+            let mut raw = [0; DESC_BYTES];
+            let at = table.address.checked_add(u64::from(index) * DESC_BYTES as u64);
+            if !at.is_some_and(|at| self.memory.read(at, &mut raw)) {
+                return Err(QueueFault::Address);
+            }
+            let (address, rest) = raw.split_at(8);
+            let word = |half: &[u8]| half.try_into().map_or(0, u64::from_le_bytes);
+            let descriptor = Descriptor::from_words(word(address), word(rest));
+            if descriptor.flags & DESC_INDIRECT != 0 {
+                return Err(QueueFault::IndirectNested);
+            }
+            self.collect(&descriptor, chain, bytes)?;
+            if descriptor.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if u32::from(index) >= entries {
+                return Err(QueueFault::NextOutOfRange);
+            }
+        }
+        Err(QueueFault::Loop)
+    }
+
+    #[inline(always)]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let at = usize::from(index) * DESC_BYTES;
+        let address = self.descriptors.load_u64(at, Ordering::Relaxed);
+        Descriptor::from_words(address, self.descriptors.load_u64(at + 8, Ordering::Relaxed))
+    }
+
+    /// Translates one buffer, which may lie in several adjacent regions.
+    #[inline]
+    fn collect(
+        &self,
+        descriptor: &Descriptor,
+        chain: &mut DescriptorChain,
+        bytes: &mut u64,
+    ) -> Result<(), QueueFault> {
+        let writable = descriptor.flags & DESC_WRITE != 0;
+        if !writable && chain.readable < chain.segments.len() {
+            return Err(QueueFault::Direction);
+        }
+        if descriptor.len == 0 {
+            return Err(QueueFault::ZeroLength);
+        }
+        *bytes += u64::from(descriptor.len);
+        if *bytes > u64::from(u32::MAX) {
+            return Err(QueueFault::TooLong);
+        }
+        let (mut address, mut left) = (descriptor.address, descriptor.len);
+        while left > 0 {
+            let segment = self.memory.segment(address, left).ok_or(QueueFault::Address)?;
+            let len = segment.len() as u32;
+            chain.segments.try_push(segment).map_err(|_| QueueFault::TooManySegments)?;
+            address = address.wrapping_add(u64::from(len));
+            left -= len;
+        }
+        if !writable {
+            chain.readable = chain.segments.len();
+        }
+        Ok(())
+    }
+}
+
+/// Whether moving an index from `old` to `new` passes `event` (2.7.10, vring_need_event).
+#[inline(always)]
+pub fn need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}

@@ -1,0 +1,136 @@
+//! A vhost-user disk from end to end: our driver, a real socket, our device, a memory volume.
+
+mod rig;
+
+use outboard::virtio::driver::{BlkOptions, DriverOp, Piece};
+use rig::{Content, Random, Rig, io, wait};
+use std::collections::BTreeMap;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+fn options(queues: u16, slots: u16, indirect: bool, event_idx: bool) -> BlkOptions {
+    let max_io_bytes = 128 << 10;
+    BlkOptions { queues, queue_size: 128, slots, max_io_bytes, indirect, event_idx }
+}
+
+/// Cuts `bytes` into up to `most` pieces at random places of the slot, in disorder.
+fn pieces(random: &mut Random, bytes: u32, most: u64) -> Vec<Piece> {
+    let mut cuts: Vec<u32> = (0..random.below(most))
+        .map(|_| 1 + random.below(u64::from(bytes.max(2)) - 1) as u32)
+        .collect();
+    cuts.extend([0, bytes]);
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts.windows(2).map(|pair| Piece { at: pair[0], bytes: pair[1] - pair[0] }).collect()
+}
+
+/// Random reads and writes of all sizes, cut in any way, many in flight, against a model.
+fn verified(random: &mut Random, options: BlkOptions, block: u64, ios: u32) {
+    const DISK: u64 = 4 << 20;
+    let rig = Rig::start(vec![(Content::mem(block as u32, DISK, false), options.queues)]);
+    let mut driver = rig.connect(0, options);
+    assert_eq!(driver.capacity_bytes(), DISK);
+    let mut model = vec![0u8; DISK as usize];
+    // In flight: slot -> (offset, bytes, data of a write).
+    let mut flying: BTreeMap<u16, (u64, u32, Option<Vec<u8>>)> = BTreeMap::new();
+    let (mut begun, mut ended) = (0, 0);
+    let most = if options.indirect { 32 } else { (128 / u64::from(options.slots) - 2).min(32) };
+    while ended < ios {
+        while begun < ios && flying.len() < usize::from(options.slots) {
+            let blocks = 1 + random.below(16 * 1024 / block);
+            let bytes = (blocks * block) as u32;
+            let offset = random.below(DISK / block - blocks + 1) * block;
+            let clash = flying.values().any(|(at, len, _)| {
+                offset < at + u64::from(*len) && *at < offset + u64::from(bytes)
+            });
+            if clash {
+                break;
+            }
+            let slot = (0..options.slots).find(|slot| !flying.contains_key(slot)).unwrap();
+            let cut = pieces(random, bytes, most);
+            let write = random.below(2) == 0;
+            let data: Option<Vec<u8>> =
+                write.then(|| (0..bytes).map(|_| random.next() as u8).collect());
+            match &data {
+                Some(data) => driver.write_data(slot, 0, data),
+                None => driver.write_data(slot, 0, &vec![0xee; bytes as usize]),
+            }
+            let op = if write { DriverOp::Write } else { DriverOp::Read };
+            driver.submit_pieces(op, offset, slot, &cut);
+            flying.insert(slot, (offset, bytes, data));
+            begun += 1;
+        }
+        driver.kick();
+        let completion = wait(&mut driver);
+        let (offset, bytes, data) = flying.remove(&completion.slot).unwrap();
+        assert_eq!(completion.status, OK);
+        let range = offset as usize..offset as usize + bytes as usize;
+        match data {
+            Some(data) => {
+                assert_eq!(completion.written, 1);
+                model[range].copy_from_slice(&data);
+            }
+            None => {
+                assert_eq!(completion.written, bytes + 1);
+                let mut got = vec![0; bytes as usize];
+                driver.read_data(completion.slot, 0, &mut got);
+                assert!(got == model[range], "a read differs from what was written at {offset}");
+            }
+        }
+        ended += 1;
+    }
+    let counters = rig.counters(0);
+    assert_eq!(counters.reads.get() + counters.writes.get(), u64::from(ios));
+    assert_eq!(counters.faults.total(), 0);
+    assert_eq!(counters.in_flight.get(), 0);
+}
+
+#[test]
+fn random_io_is_what_was_written() {
+    let mut random = Random(1);
+    for (indirect, event_idx) in [(false, false), (false, true), (true, false), (true, true)] {
+        for (queues, slots, block) in [(1, 1, 512), (1, 16, 4096), (2, 16, 512), (4, 24, 512)] {
+            verified(&mut random, options(queues, slots, indirect, event_idx), block, 1000);
+        }
+    }
+}
+
+#[test]
+fn flush_serial_and_what_is_refused() {
+    let rig = Rig::start(vec![
+        (Content::mem(4096, 1 << 20, false), 1),
+        (Content::mem(512, 1 << 20, true), 1),
+    ]);
+    let mut driver = rig.connect(0, options(1, 4, false, true));
+    assert_eq!(io(&mut driver, DriverOp::Flush, 0, 0, 0), (OK, 1));
+    for (bytes, told) in [(20, 20), (64, 20), (5, 5)] {
+        assert_eq!(io(&mut driver, DriverOp::GetId, 0, 1, bytes), (OK, told + 1));
+        let mut id = [0xff; 20];
+        driver.read_data(1, 0, &mut id[..told as usize]);
+        assert_eq!(id[..told as usize], b"disk-0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"[..told as usize]);
+    }
+    let end = 1 << 20;
+    for (op, offset, bytes, status) in [
+        (DriverOp::Read, end - 4096, 4096, OK),
+        (DriverOp::Read, end - 4096, 8192, IOERR),
+        (DriverOp::Read, end, 4096, IOERR),
+        (DriverOp::Write, u64::MAX - 511, 4096, IOERR),
+        (DriverOp::Read, 512, 4096, IOERR),
+        (DriverOp::Read, 4096, 512, IOERR),
+        (DriverOp::Read, 0, 0, OK),
+        (DriverOp::Read, end + 4096, 0, IOERR),
+        (DriverOp::Raw(11), 0, 16, UNSUPPORTED),
+        (DriverOp::Raw(0xffff_ffff), 0, 0, UNSUPPORTED),
+        (DriverOp::Write, 0, 4096, OK),
+    ] {
+        let got = io(&mut driver, op, offset, 0, bytes);
+        assert_eq!(got.0, status, "{op:?} of {bytes} at {offset}");
+    }
+    let mut read_only = rig.connect(1, options(1, 4, true, true));
+    assert_eq!(io(&mut read_only, DriverOp::Write, 0, 0, 512).0, IOERR);
+    assert_eq!(io(&mut read_only, DriverOp::Read, 0, 0, 512), (OK, 513));
+    assert_eq!(rig.counters(1).status(outboard::volume::Status::ReadOnly), 1);
+    assert_eq!(read_only.features() & 1 << 5, 1 << 5);
+}
