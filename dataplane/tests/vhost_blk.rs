@@ -3,7 +3,8 @@
 mod rig;
 
 use outboard::virtio::driver::{BlkOptions, DriverOp, Piece};
-use rig::{Content, Random, Rig, io, wait};
+use outboard_sim::Rng;
+use rig::{Content, Rig, io, wait};
 use std::collections::BTreeMap;
 
 const OK: u8 = 0;
@@ -16,10 +17,9 @@ fn options(queues: u16, slots: u16, indirect: bool, event_idx: bool) -> BlkOptio
 }
 
 /// Cuts `bytes` into up to `most` pieces at random places of the slot, in disorder.
-fn pieces(random: &mut Random, bytes: u32, most: u64) -> Vec<Piece> {
-    let mut cuts: Vec<u32> = (0..random.below(most))
-        .map(|_| 1 + random.below(u64::from(bytes.max(2)) - 1) as u32)
-        .collect();
+fn pieces(rng: &mut Rng, bytes: u32, most: u64) -> Vec<Piece> {
+    let mut cuts: Vec<u32> =
+        (0..rng.below(most)).map(|_| 1 + rng.below(u64::from(bytes.max(2)) - 1) as u32).collect();
     cuts.extend([0, bytes]);
     cuts.sort_unstable();
     cuts.dedup();
@@ -27,7 +27,7 @@ fn pieces(random: &mut Random, bytes: u32, most: u64) -> Vec<Piece> {
 }
 
 /// Random reads and writes of all sizes, cut in any way, many in flight, against a model.
-fn verified(random: &mut Random, options: BlkOptions, block: u64, ios: u32) {
+fn verified(rng: &mut Rng, options: BlkOptions, block: u64, ios: u32) {
     const DISK: u64 = 4 << 20;
     let rig = Rig::start(vec![(Content::mem(block as u32, DISK, false), options.queues)]);
     let mut driver = rig.connect(0, options);
@@ -39,9 +39,9 @@ fn verified(random: &mut Random, options: BlkOptions, block: u64, ios: u32) {
     let most = if options.indirect { 32 } else { (128 / u64::from(options.slots) - 2).min(32) };
     while ended < ios {
         while begun < ios && flying.len() < usize::from(options.slots) {
-            let blocks = 1 + random.below(16 * 1024 / block);
+            let blocks = 1 + rng.below(16 * 1024 / block);
             let bytes = (blocks * block) as u32;
-            let offset = random.below(DISK / block - blocks + 1) * block;
+            let offset = rng.below(DISK / block - blocks + 1) * block;
             let clash = flying.values().any(|(at, len, _)| {
                 offset < at + u64::from(*len) && *at < offset + u64::from(bytes)
             });
@@ -49,10 +49,10 @@ fn verified(random: &mut Random, options: BlkOptions, block: u64, ios: u32) {
                 break;
             }
             let slot = (0..options.slots).find(|slot| !flying.contains_key(slot)).unwrap();
-            let cut = pieces(random, bytes, most);
-            let write = random.below(2) == 0;
+            let cut = pieces(rng, bytes, most);
+            let write = rng.below(2) == 0;
             let data: Option<Vec<u8>> =
-                write.then(|| (0..bytes).map(|_| random.next() as u8).collect());
+                write.then(|| (0..bytes).map(|_| rng.next_u64() as u8).collect());
             match &data {
                 Some(data) => driver.write_data(slot, 0, data),
                 None => driver.write_data(slot, 0, &vec![0xee; bytes as usize]),
@@ -89,10 +89,10 @@ fn verified(random: &mut Random, options: BlkOptions, block: u64, ios: u32) {
 
 #[test]
 fn random_io_is_what_was_written() {
-    let mut random = Random(1);
+    let mut rng = Rng::new(1);
     for (indirect, event_idx) in [(false, false), (false, true), (true, false), (true, true)] {
         for (queues, slots, block) in [(1, 1, 512), (1, 16, 4096), (2, 16, 512), (4, 24, 512)] {
-            verified(&mut random, options(queues, slots, indirect, event_idx), block, 1000);
+            verified(&mut rng, options(queues, slots, indirect, event_idx), block, 1000);
         }
     }
 }

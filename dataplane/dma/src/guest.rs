@@ -57,7 +57,8 @@ pub enum GuestError {
     },
     /// The file behind the region is too short for it.
     #[error(
-        "memory region {index} ends at byte {end} of a file of {file_bytes} bytes; the front end must share the whole file (QEMU: memory-backend-memfd,share=on)"
+        "memory region {index} ends at byte {end} of a file of {file_bytes} bytes; the front end \
+         must share the whole file (QEMU: memory-backend-memfd,share=on)"
     )]
     FileTooShort {
         /// Position in the front end's table.
@@ -69,7 +70,8 @@ pub enum GuestError {
     },
     /// The kernel refused to map it.
     #[error(
-        "cannot map memory region {index} ({bytes} bytes): {source}; is the guest's memory shared (share=on)?"
+        "cannot map memory region {index} ({bytes} bytes): {source}; is the guest's memory shared \
+         (share=on)?"
     )]
     Map {
         /// Position in the front end's table.
@@ -81,7 +83,8 @@ pub enum GuestError {
     },
     /// A ring does not lie in one region.
     #[error(
-        "the {what} at front-end address {address:#x} ({bytes} bytes) is not inside one memory region or not aligned to {align}"
+        "the {what} at front-end address {address:#x} ({bytes} bytes) is not inside one memory \
+         region or not aligned to {align}"
     )]
     Ring {
         /// Which part of the ring.

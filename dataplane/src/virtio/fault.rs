@@ -30,9 +30,12 @@ macro_rules! queue_faults {
 }
 
 queue_faults! {
-    AvailJump "avail_jump" "The available index moved by more than the queue size; the ring is broken.",
-    HeadOutOfRange "head_out_of_range" "An available entry names a descriptor that does not exist; the ring is broken.",
-    MemoryTorn "memory_torn" "The front end took away memory that it had shared; the device is broken.",
+    AvailJump "avail_jump"
+        "The available index moved by more than the queue size; the ring is broken.",
+    HeadOutOfRange "head_out_of_range"
+        "An available entry names no descriptor that exists; the ring is broken.",
+    MemoryTorn "memory_torn"
+        "The front end took away memory that it had shared; the ring is broken.",
     NextOutOfRange "next_out_of_range" "A descriptor is followed by one that does not exist.",
     Loop "loop" "The chain has more descriptors than its table: it runs in a circle.",
     TooManySegments "too_many_segments" "The chain has more segments than the device takes.",
@@ -43,7 +46,8 @@ queue_faults! {
     IndirectNotOffered "indirect_not_offered" "An indirect descriptor without the feature.",
     IndirectNested "indirect_nested" "An indirect descriptor inside an indirect table.",
     IndirectNext "indirect_next" "An indirect descriptor that is also followed by another one.",
-    IndirectLength "indirect_length" "An indirect table whose length is 0 or no multiple of 16, or that has more than 65535 entries.",
+    IndirectLength "indirect_length"
+        "An indirect table of no entries, of more than 65535, or with a part of one.",
     Header "header" "A block request without its 16-byte header.",
     Status "status" "A block request without a byte for its status.",
     Data "data" "A block request with data in the wrong direction.",

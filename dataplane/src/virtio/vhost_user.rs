@@ -10,6 +10,7 @@
 //!
 //! Runs on a control thread: it may wait, allocate and log.
 
+use crate::clock::now_ns;
 use crate::virtio::blk::{BlkShape, CONFIG_BYTES};
 use crate::virtio::mailbox::{DiskControl, DiskMessage, DiskReturn, Ring, Wake};
 use crate::virtio::queue::{Queue, QueueSetup};
@@ -18,7 +19,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vhost::vhost_user::message::*;
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::{virtio_config, virtio_ring};
@@ -98,9 +99,10 @@ impl DiskLink {
         &mut self,
         wanted: impl Fn(DiskReturn) -> std::result::Result<T, DiskReturn>,
     ) -> Result<T> {
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        let give_up_ns = now_ns() + DRAIN_TIMEOUT.as_nanos() as u64;
         loop {
-            let Ok(back) = self.control.returns.recv_deadline(deadline) else {
+            let left = Duration::from_nanos(give_up_ns.saturating_sub(now_ns()));
+            let Ok(back) = self.control.returns.recv_timeout(left) else {
                 return Err(refuse(format!(
                     "the disk's worker did not end what the ring had in flight within {} s",
                     DRAIN_TIMEOUT.as_secs()

@@ -18,24 +18,6 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test fails; no test measures time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A small generator (SplitMix64), so that a seed repeats a run.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
-
 /// A directory of its own, removed at the end.
 pub struct Scratch(pub PathBuf);
 
