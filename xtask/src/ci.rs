@@ -53,7 +53,10 @@ pub fn run(_args: &Args) -> Result<(), Error> {
 }
 
 fn fmt() -> Result<(), Error> {
-    process::run(process::cargo().args(["fmt", "--all", "--check"]))
+    process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
+    // Not a member of the workspace.
+    let programs = ["fmt", "--manifest-path", "ebpf/prog/Cargo.toml", "--check"];
+    process::run(process::cargo().args(programs))
 }
 
 fn clippy() -> Result<(), Error> {

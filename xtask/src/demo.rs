@@ -17,7 +17,7 @@ use crate::netns::{self, Scratch};
 use crate::stop::Stop;
 use crate::{bench, process, setup};
 use checks::Subject;
-use daemons::{Daemons, Places};
+use daemons::{Daemons, Pins, Places};
 use drivers::Bench;
 use facts::Facts;
 use std::fs;
@@ -28,7 +28,7 @@ const KERNEL: &str = "kernel bridge + VXLAN";
 const OUTBOARD: &str = "Outboard";
 /// Size of the local file that the remote one is compared with.
 const VOLUME_MIB: u32 = 256;
-/// Where the kernel keeps sockets of the demo.
+/// Where sockets are.
 const RUN: &str = "/run";
 
 /// Shows Outboard at work: network, isolation, remote disk
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let stop = Stop::install()?;
     let results = process::root().join("target/demo");
     fs::create_dir_all(&results).map_err(Error::file("create", &results))?;
-    for left in netns::remove_leftovers(&[&results, Path::new(RUN)])? {
+    for left in netns::remove_leftovers(&[&results, Path::new(RUN), Path::new(daemons::PINS)])? {
         println!("removed {left}, left by a run that was killed");
     }
     let mut facts = Facts::default();
@@ -140,6 +140,7 @@ fn by_outboard(
     let subject = Subject { path: OUTBOARD, topology: &topology, logs, stop };
     // The local file before the daemons run, the remote one while they do.
     bench.local_file(&subject, &files.path().join("local.img"), VOLUME_MIB)?;
+    let _pins = Pins;
     let daemons = Daemons::start(&topology, &places, stop)?;
     subject.check(facts)?;
     let mut labels = daemons.watch();

@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Where daemons pin their BPF programs, each in a directory of its instance's name.
+pub const PINS: &str = "/sys/fs/bpf/outboard";
 /// How long a daemon may take until its control socket answers.
 const READY_WAIT: Duration = Duration::from_secs(20);
 /// How long a command of `outboard` may take.
@@ -107,6 +109,23 @@ impl Daemons {
     /// Ends both on SIGTERM; an error when one does not end well.
     pub fn stop(self) -> Result<(), Error> {
         self.children.into_iter().try_for_each(Child::stop)
+    }
+}
+
+/// Removes what the daemons pinned; made before they start, so that it goes after they ended. A
+/// daemon's pins outlive it on purpose: a restart takes them over.
+pub struct Pins;
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for host in HOSTS {
+            let path = Path::new(PINS).join(own_name(host));
+            if path.exists()
+                && let Err(error) = fs::remove_dir_all(&path)
+            {
+                eprintln!("error: cannot remove {}: {error}", path.display());
+            }
+        }
     }
 }
 

@@ -42,13 +42,17 @@ pub fn install(packages: &[&str]) -> Result<(), Error> {
 fn apt(args: &[&str], title: &str) -> Result<(), Error> {
     println!("  ...      {title}");
     let start = Instant::now();
+    let mut told = false;
     loop {
         match attempt(args, title) {
             Err(Error::Failed { output, .. })
                 if lock_holder(&output).is_some() && start.elapsed() < LOCK_WAIT =>
             {
-                let holder = lock_holder(&output).unwrap_or_default();
-                println!("  ...      waiting for another apt to end{holder}");
+                if !told {
+                    let holder = lock_holder(&output).unwrap_or_default();
+                    println!("  ...      waiting for another apt to end{holder}");
+                    told = true;
+                }
                 thread::sleep(LOCK_RETRY);
             }
             outcome => return outcome,

@@ -7,8 +7,6 @@ use super::source::Source;
 /// more needs a reason why a safe wrapper there would not do.
 const MAY: &[&str] = &[
     "dataplane/dma/src",
-    // One call of clock_gettime, on every turn.
-    "dataplane/src/clock.rs",
     // A packet's two legal ends: takes the chain out of what must not be dropped.
     "dataplane/src/packet.rs",
     // Two commands of bpf(2) that aya lacks; dma knows nothing of BPF.
