@@ -38,6 +38,7 @@ enum Command {
     Udp(udp::UdpArgs),
     File(file::FileArgs),
     Reference(reference::ReferenceArgs),
+    Report(report::ReportArgs),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Udp(args) => udp::run(&args),
         Command::File(args) => file::run(&args),
         Command::Reference(args) => reference::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
