@@ -13,6 +13,7 @@ use std::ffi::CString;
 use std::io::{Error, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 /// The smallest ring: the longest packet and the kernel's least send budget (32) fit.
 pub const MIN_RING: u32 = 32;
@@ -106,6 +107,8 @@ pub struct Xsk {
     rings: Rings,
     socket: OwnedFd,
     lent: Lent,
+    index: u32,
+    queue: u32,
     zero_copy: bool,
     mtu: usize,
 }
@@ -140,7 +143,7 @@ impl Xsk {
         let socket = socket(&at)?;
         register(&socket, region, &at)?;
         let rings = Rings::map(&socket, sizes, &at)?;
-        bind(&socket, index, &at)?;
+        wait_while_busy(|| bind(&socket, index, queue, 0)).map_err(|error| at.bind(error))?;
         tune(&socket, sizes.tx);
         let options: u32 = get_option(&socket, libc::XDP_OPTIONS).unwrap_or(0);
         let mtu = mtu(interface).map_err(|source| at.call("reading the MTU", source))?;
@@ -148,6 +151,8 @@ impl Xsk {
             rings,
             socket,
             lent: Lent::new(region),
+            index,
+            queue,
             zero_copy: options & libc::XDP_OPTIONS_ZEROCOPY != 0,
             mtu,
         })
@@ -290,33 +295,34 @@ impl Xsk {
         }
     }
 
-    /// Ends the socket and gives back every frame that the kernel had.
+    /// Ends the socket and gives back every frame that the kernel had; on return the queue is free
+    /// for another socket. To be called in the network namespace of [`open`](Self::open), and not
+    /// on a worker with other work: it waits for the kernel, milliseconds.
     ///
     /// Take the socket out of the steering program's map first, or frames that arrive meanwhile
     /// are lost.
     pub fn close(self, free: &mut FreeList) {
-        let Xsk { rings, socket, mut lent, .. } = self;
+        let Xsk { rings, socket, mut lent, index, queue, zero_copy, .. } = self;
         // The mappings and the descriptor are all that refers to the socket. When the last one
         // goes, the kernel unbinds it and waits for packets under way (xsk_release,
-        // synchronize_net) before the call returns; in copy mode a packet still being sent has its
-        // own copy, in zero-copy mode the driver has stopped the queue.
+        // synchronize_net) before the call returns; in copy mode nothing touches the frames from
+        // then on. The queue, and in zero-copy mode the driver, follow on a work queue.
         drop((rings, socket));
-        lent.take_all(free);
+        let free_again = match wait_while_busy(|| probe(index, queue)) {
+            Ok(()) => true,
+            // Refused after the look at the queue; or the interface is gone.
+            Err(e) => matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV)),
+        };
+        // A driver that may still write keeps its frames: lost, but nobody else's.
+        if free_again || !zero_copy {
+            lent.take_all(free);
+        }
     }
 }
 
 impl Rings {
     fn map(socket: &OwnedFd, sizes: RingSizes, at: &Place) -> Result<Rings, XskError> {
-        let wanted = [
-            (libc::XDP_UMEM_FILL_RING, sizes.fill),
-            (libc::XDP_UMEM_COMPLETION_RING, sizes.completion),
-            (libc::XDP_RX_RING, sizes.rx),
-            (libc::XDP_TX_RING, sizes.tx),
-        ];
-        for (option, entries) in wanted {
-            set_option(socket, libc::SOL_XDP, option, &entries)
-                .map_err(|source| at.call("making a ring", source))?;
-        }
+        make_rings(socket, sizes).map_err(|source| at.call("making a ring", source))?;
         let offsets: libc::xdp_mmap_offsets = get_option(socket, libc::XDP_MMAP_OFFSETS)
             .map_err(|source| at.call("reading the rings' layout", source))?;
         let map = |offset: &libc::xdp_ring_offset, entry_bytes: usize, entries: u32, place: u64| {
@@ -345,6 +351,18 @@ impl Rings {
     }
 }
 
+fn make_rings(socket: &OwnedFd, sizes: RingSizes) -> Result<(), Error> {
+    let wanted = [
+        (libc::XDP_UMEM_FILL_RING, sizes.fill),
+        (libc::XDP_UMEM_COMPLETION_RING, sizes.completion),
+        (libc::XDP_RX_RING, sizes.rx),
+        (libc::XDP_TX_RING, sizes.tx),
+    ];
+    wanted
+        .iter()
+        .try_for_each(|(option, entries)| set_option(socket, libc::SOL_XDP, *option, entries))
+}
+
 /// What an error is about.
 struct Place<'a> {
     interface: &'a str,
@@ -359,17 +377,31 @@ impl Place<'_> {
     fn call(&self, call: &'static str, source: Error) -> XskError {
         XskError::Call { call, interface: self.interface.into(), queue: self.queue, source }
     }
+
+    fn bind(&self, error: Error) -> XskError {
+        let (interface, queue) = (self.interface.to_owned(), self.queue);
+        match error.raw_os_error() {
+            Some(libc::EBUSY) => XskError::Busy { interface, queue },
+            Some(libc::EINVAL) => XskError::NoQueue { interface, queue },
+            Some(libc::ENODEV) => XskError::NoInterface { interface },
+            Some(libc::EPERM) => XskError::Capability,
+            _ => self.call("bind", error),
+        }
+    }
+}
+
+fn open_socket(family: i32, kind: i32) -> Result<OwnedFd, Error> {
+    // SAFETY: plain system call; the result is checked.
+    let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: just made and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn socket(at: &Place) -> Result<OwnedFd, XskError> {
-    // SAFETY: plain system call; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd >= 0 {
-        // SAFETY: just made and owned by nobody else.
-        return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
-    let error = Error::last_os_error();
-    Err(match error.raw_os_error() {
+    open_socket(libc::AF_XDP, libc::SOCK_RAW).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM) => XskError::Capability,
         Some(libc::EAFNOSUPPORT) => XskError::Unsupported,
         _ => at.call("socket", error),
@@ -377,44 +409,69 @@ fn socket(at: &Place) -> Result<OwnedFd, XskError> {
 }
 
 fn register(socket: &OwnedFd, region: &Region, at: &Place) -> Result<(), XskError> {
-    let mut umem: libc::xdp_umem_reg = zeroed();
-    umem.addr = region.base().as_ptr() as u64;
-    umem.len = region.bytes() as u64;
-    umem.chunk_size = FRAME_BYTES as u32;
-    // The region is never unmapped and its frames have owners, so the kernel's writing is safe.
-    let done = set_option(socket, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem);
-    done.map_err(|source| match source.raw_os_error() {
-        Some(libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => XskError::Memlock {
-            interface: at.interface.into(),
-            queue: at.queue,
-            mib: region.bytes() >> 20,
-            source,
-        },
-        _ => at.call("registering the frame memory", source),
+    register_memory(socket, region.base(), region.bytes()).map_err(|source| {
+        match source.raw_os_error() {
+            Some(libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => XskError::Memlock {
+                interface: at.interface.into(),
+                queue: at.queue,
+                mib: region.bytes() >> 20,
+                source,
+            },
+            _ => at.call("registering the frame memory", source),
+        }
     })
 }
 
-fn bind(socket: &OwnedFd, index: u32, at: &Place) -> Result<(), XskError> {
+/// Makes memory the socket's UMEM. It stays mapped while the socket lives, and the kernel writes
+/// only to frames that are given to it.
+fn register_memory(socket: &OwnedFd, base: NonNull<u8>, bytes: usize) -> Result<(), Error> {
+    let mut umem: libc::xdp_umem_reg = zeroed();
+    umem.addr = base.as_ptr() as u64;
+    umem.len = bytes as u64;
+    umem.chunk_size = FRAME_BYTES as u32;
+    set_option(socket, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem)
+}
+
+/// Without `XDP_COPY` and `XDP_ZEROCOPY` in `flags` the kernel tries zero-copy first and falls
+/// back.
+fn bind(socket: &OwnedFd, index: u32, queue: u32, flags: u16) -> Result<(), Error> {
     let mut address: libc::sockaddr_xdp = zeroed();
     address.sxdp_family = libc::AF_XDP as u16;
-    // Neither XDP_COPY nor XDP_ZEROCOPY: the kernel tries zero-copy first and falls back.
-    address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG;
+    address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG | flags;
     address.sxdp_ifindex = index;
-    address.sxdp_queue_id = at.queue;
+    address.sxdp_queue_id = queue;
     let bytes = size_of_val(&address) as libc::socklen_t;
     // SAFETY: `address` is a sockaddr_xdp of that size.
-    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), bytes) } == 0 {
-        return Ok(());
+    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), bytes) } {
+        0 => Ok(()),
+        _ => Err(Error::last_os_error()),
     }
-    let error = Error::last_os_error();
-    let (interface, queue) = (at.interface.to_owned(), at.queue);
-    Err(match error.raw_os_error() {
-        Some(libc::EBUSY) => XskError::Busy { interface, queue },
-        Some(libc::EINVAL) => XskError::NoQueue { interface, queue },
-        Some(libc::ENODEV) => XskError::NoInterface { interface },
-        Some(libc::EPERM) => XskError::Capability,
-        _ => at.call("bind", error),
-    })
+}
+
+/// Repeats `bind` while the queue is busy, for half a second: the kernel frees a queue on a work
+/// queue, some time after its socket was closed.
+fn wait_while_busy(mut bind: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    for _ in 0..500 {
+        match bind() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome,
+        }
+    }
+    Err(Error::from_raw_os_error(libc::EBUSY))
+}
+
+/// EBUSY while the queue has a socket. Asks for zero-copy, which a driver without it refuses
+/// (EOPNOTSUPP) after the kernel has looked at the queue and before it takes it; with a driver
+/// that has it the socket made here is on the queue for a moment.
+fn probe(index: u32, queue: u32) -> Result<(), Error> {
+    let sizes = RingSizes { fill: 1, rx: 1, tx: 1, completion: 1 };
+    let memory = Mapping::private(FRAME_BYTES)?;
+    let socket = open_socket(libc::AF_XDP, libc::SOCK_RAW)?;
+    register_memory(&socket, memory.base, memory.bytes)?;
+    make_rings(&socket, sizes)?;
+    bind(&socket, index, queue, libc::XDP_ZEROCOPY)
 }
 
 /// Lifts limits where the kernel lets us; sending works without, in smaller steps.
@@ -443,13 +500,7 @@ fn mtu(interface: &str) -> Result<usize, Error> {
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    // SAFETY: plain system call; the result is checked.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(Error::last_os_error());
-    }
-    // SAFETY: just made and owned by nobody else.
-    let any = unsafe { OwnedFd::from_raw_fd(fd) };
+    let any = open_socket(libc::AF_INET, libc::SOCK_DGRAM)?;
     // SAFETY: SIOCGIFMTU reads the name from and writes the MTU to an ifreq.
     if unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) } < 0 {
         return Err(Error::last_os_error());
@@ -485,7 +536,7 @@ fn get_option<T: Copy>(socket: &OwnedFd, option: i32) -> Result<T, Error> {
     }
 }
 
-/// A mapping of one ring, unmapped on drop: a mapping keeps its socket, and so its queue, alive.
+/// A mapping, unmapped on drop: that of a ring keeps its socket, and so its queue, alive.
 #[derive(Debug)]
 struct Mapping {
     base: NonNull<u8>,
@@ -496,9 +547,19 @@ struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
+    /// A ring of the socket.
     fn new(socket: &OwnedFd, bytes: usize, place: u64) -> Result<Mapping, Error> {
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        Mapping::map(bytes, flags, socket.as_raw_fd(), place)
+    }
+
+    /// Memory of nobody else's.
+    fn private(bytes: usize) -> Result<Mapping, Error> {
+        Mapping::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    }
+
+    fn map(bytes: usize, flags: i32, fd: RawFd, place: u64) -> Result<Mapping, Error> {
         let (none, prot) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
-        let (flags, fd) = (libc::MAP_SHARED | libc::MAP_POPULATE, socket.as_raw_fd());
         // SAFETY: a fresh mapping at an address of the kernel's choice; the result is checked.
         let base = unsafe { libc::mmap(none, bytes, prot, flags, fd, place as libc::off_t) };
         if base == libc::MAP_FAILED {
@@ -550,5 +611,22 @@ mod tests {
         }
         let queue = open("lo", 63, sizes);
         assert!(queue.contains("no queue 63") && queue.contains("ethtool -l lo"), "{queue}");
+    }
+    #[test]
+    fn a_closed_socket_leaves_its_queue_free_and_its_frames_behind() {
+        let region = Region::new(512).unwrap();
+        let mut free = region.carve(512).unwrap();
+        let loopback = interface_index("lo").unwrap();
+        let errno = || probe(loopback, 0).unwrap_err().raw_os_error();
+        assert_eq!(errno(), Some(libc::EOPNOTSUPP));
+        let sizes = RingSizes { fill: 256, ..RingSizes::default() };
+        let mut xsk = Xsk::open("lo", 0, region, sizes).unwrap();
+        assert_eq!(errno(), Some(libc::EBUSY));
+        xsk.refill(&mut free);
+        assert_eq!((xsk.held(), free.len()), (256, 256));
+        xsk.transmit(free.take().unwrap(), 256, 60, false);
+        assert_eq!((xsk.unsent(), xsk.held(), free.len()), (1, 257, 255));
+        xsk.close(&mut free);
+        assert_eq!((free.len(), errno()), (512, Some(libc::EOPNOTSUPP)));
     }
 }
