@@ -9,10 +9,12 @@ mod disk;
 mod events;
 mod link;
 mod rng;
+mod seeds;
 mod stream;
 
 pub use disk::{Disk, DiskFaults, DiskOp, DiskOutcome, DiskStatistics, Ended, SECTOR_BYTES};
 pub use events::Events;
 pub use link::{Arrival, Link, LinkFaults, LinkStatistics};
-pub use rng::{MILLION, Rng, seeds};
+pub use rng::{MILLION, Rng};
+pub use seeds::for_each_seed;
 pub use stream::{Stream, StreamFaults};

@@ -82,22 +82,6 @@ impl Rng {
     }
 }
 
-/// The seeds a test runs: `count` of them from `first`, or the single one that the environment
-/// variable OUTBOARD_SEED names (decimal, or hexadecimal behind 0x).
-///
-/// # Panics
-/// When OUTBOARD_SEED is no number.
-pub fn seeds(first: u64, count: u64) -> Vec<u64> {
-    let Ok(text) = std::env::var("OUTBOARD_SEED") else {
-        return (first..first + count).collect();
-    };
-    let seed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    vec![seed.unwrap_or_else(|error| panic!("OUTBOARD_SEED={text}: {error}"))]
-}
-
 /// SplitMix64, as the reference code gives it.
 fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -2,14 +2,14 @@
 //!
 //! `make` gives a fresh volume of zeros with the geometry asked for; a volume that needs another
 //! side (a target) wraps it so that `reap` moves both. `depth` is the most I/Os in flight. A
-//! failure names the seed; `OUTBOARD_SEED=n cargo test -p outboard --lib volume` repeats it.
+//! failure prints the command that repeats its seed.
 
 use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
 use crate::clock::now_ns;
 use outboard_dma::{
     FRAME_BYTES, Frame, FreeList, MAX_SEGMENTS, PollList, Region, Segment, Segments,
 };
-use outboard_sim::{Rng, seeds};
+use outboard_sim::{Rng, for_each_seed};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -31,10 +31,10 @@ pub(crate) fn suite<V: BlockDevice>(depth: u32, mut make: impl FnMut(Geometry) -
         full_has_no_effect(&mut make(geometry(64)), depth);
         flushes_end(&mut make(geometry(64)), depth);
         sleeping_on_the_descriptor_is_enough(&mut make(geometry(64)));
-        for seed in seeds(1, 4) {
+        for_each_seed("cargo test -p outboard --lib volume", 1, 4, |seed| {
             let volume = &mut make(geometry(if block_bytes == 512 { 2_000 } else { 500 }));
             reads_give_the_last_write(volume, depth, seed);
-        }
+        });
     }
 }
 
@@ -346,7 +346,6 @@ struct InFlight {
 /// Random reads, writes and flushes that do not overlap a write, up to `depth` in flight, against
 /// an oracle of bytes.
 fn reads_give_the_last_write<V: BlockDevice>(volume: &mut V, depth: u32, seed: u64) {
-    println!("seed {seed}");
     let mut rng = Rng::new(seed);
     let mut memory = Memory::new();
     let mut oracle = vec![0; volume.geometry().bytes() as usize];
@@ -376,7 +375,7 @@ fn reads_give_the_last_write<V: BlockDevice>(volume: &mut V, depth: u32, seed: u
         finish(&mut memory, &mut oracle, &mut in_flight, done);
     }
     assert!(in_flight.iter().all(Option::is_none), "an I/O never ended");
-    assert!(read_all(volume, &mut memory) == oracle, "seed {seed}");
+    assert!(read_all(volume, &mut memory) == oracle, "the content at the end");
 }
 
 fn random_io(

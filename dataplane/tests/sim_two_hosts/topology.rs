@@ -1,0 +1,135 @@
+//! Two hosts, two VPCs with the same addresses in both, two tenants per host and VPC.
+
+use outboard::config::Plan;
+use outboard::config::plan::{Port, Role, Route, Runtime, Tenant, Vpc, WaitMode};
+use outboard::packet::PortId;
+use outboard::switch::{NextHop, Tables};
+use outboard_wire::{Ipv4Prefix, Mac};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+pub const HOSTS: usize = 2;
+/// Tenants of a host; ports 0 to 3 of it.
+pub const TENANTS: usize = 4;
+/// The port after the tenants'.
+pub const UPLINK: PortId = PortId(TENANTS as u16);
+/// Further apart than the bits that a link flips at once: no fault turns one into the other.
+pub const VNIS: [u32; 2] = [0x12_3456, 0x6d_cba9];
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 255, 1);
+pub const GATEWAY_MAC: Mac = Mac([2, 0, 0x5e, 0, 0, 1]);
+pub const TENANT_MTU: u16 = 8950;
+pub const UPLINK_MTU: u32 = 9000;
+/// Behind this far end lies 10.8.0.0/16; its next hop never resolves.
+pub const UNRESOLVED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
+/// Behind this far end lies 10.9.0.0/16; there is no route to it.
+pub const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+
+/// Where a tenant is and what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub host: usize,
+    pub port: PortId,
+    pub vpc: usize,
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+}
+
+/// Every tenant; the index is its number.
+pub fn places() -> Vec<Place> {
+    (0..HOSTS).flat_map(|host| (0..TENANTS).map(move |port| place(host, port))).collect()
+}
+
+fn place(host: usize, port: usize) -> Place {
+    let (vpc, number) = (port / 2, port % 2);
+    Place {
+        host,
+        port: PortId(port as u16),
+        vpc,
+        address: Ipv4Addr::new(10, 0, host as u8, 2 + number as u8),
+        mac: Mac([2, 0, 0, 1, host as u8, port as u8]),
+    }
+}
+
+pub fn vtep(host: usize) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, 1 + host as u8)
+}
+
+pub fn uplink_mac(host: usize) -> Mac {
+    Mac([2, 0, 0, 2, host as u8, 0])
+}
+
+pub fn plan(host: usize) -> Plan {
+    let other = 1 - host;
+    let route = |to: [u8; 4], len, via| Route {
+        to: Ipv4Prefix::new(to.into(), len).expect("a prefix"),
+        via,
+        mac: GATEWAY_MAC,
+    };
+    let vpc = |vni| Vpc {
+        name: String::new(),
+        vni,
+        gateway: GATEWAY,
+        gateway_mac: GATEWAY_MAC,
+        routes: vec![
+            route([10, 0, other as u8, 0], 24, vtep(other)),
+            route([10, 8, 0, 0], 16, UNRESOLVED),
+            route([10, 9, 0, 0], 16, UNREACHABLE),
+        ],
+    };
+    let port = |role| Port { name: String::new(), interface: String::new(), queues: vec![0], role };
+    let tenants = (0..TENANTS).map(|number| {
+        let Place { vpc, address, mac, .. } = place(host, number);
+        let vpc = vpc as u16;
+        port(Role::Tenant(Tenant { vpc, address, prefix_len: 16, mac, mtu: TENANT_MTU }))
+    });
+    Plan {
+        name: String::new(),
+        runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 16 },
+        control_socket: "".into(),
+        workers: Vec::new(),
+        vpcs: VNIS.map(vpc).into(),
+        ports: tenants.chain([port(Role::Uplink { vtep: vtep(host) })]).collect(),
+        volumes: Vec::new(),
+        exports: Vec::new(),
+        disks: Vec::new(),
+    }
+}
+
+/// What the kernel says about the way to the other host.
+pub fn resolved(host: usize) -> NextHop {
+    NextHop::Resolved {
+        port: UPLINK,
+        src_ip: vtep(host),
+        src_mac: uplink_mac(host),
+        dst_mac: uplink_mac(1 - host),
+        mtu: UPLINK_MTU,
+    }
+}
+
+/// The tables of a host.
+pub fn tables(host: usize, to_other: NextHop) -> Arc<Tables> {
+    Arc::new(Tables::new(&plan(host), &hops(host, to_other)))
+}
+
+/// The same behaviour from another configuration: one more route in front moves everything that
+/// flows remember by its place.
+pub fn tables_in_another_order(host: usize) -> Arc<Tables> {
+    let mut plan = plan(host);
+    for vpc in &mut plan.vpcs {
+        let route = Route { mac: Mac([2, 0, 0, 3, 0, 0]), ..vpc.routes[1] };
+        let to = Ipv4Prefix::new([10, 7, 0, 0].into(), 16).expect("a prefix");
+        vpc.routes.insert(0, Route { to, ..route });
+    }
+    Arc::new(Tables::new(&plan, &hops(host, resolved(host))))
+}
+
+/// The tables of a host whose uplink was taken out of the configuration.
+pub fn tables_without_uplink(host: usize) -> Arc<Tables> {
+    let mut plan = plan(host);
+    plan.ports.truncate(TENANTS);
+    Arc::new(Tables::new(&plan, &[]))
+}
+
+fn hops(host: usize, to_other: NextHop) -> [(Ipv4Addr, NextHop); 2] {
+    [(vtep(1 - host), to_other), (UNRESOLVED, NextHop::Unresolved)]
+}
