@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed (one `error:` line or more on stderr), 2 wrong usage.
 
+mod attach;
 mod check;
 mod stats;
 
@@ -15,6 +16,8 @@ const ABOUT: &str = "Outboard: NIC and disk for VMs and containers, from polled 
 const EXAMPLES: &str = "\
 Examples:
   outboard check --config host-a.toml           is this file right?
+  outboard attach --config host-a.toml --netns web --port blue-web
+                                                give the container `web` its interface
   outboard stats --config host-a.toml           what has the daemon done so far?
   outboard stats --json | jq '.ports[].drops'   the same for programs
 
@@ -32,6 +35,8 @@ pub struct Args {
 enum Command {
     Check(check::Check),
     Stats(stats::Stats),
+    Attach(attach::Attach),
+    Detach(attach::Detach),
 }
 
 /// Does what was asked.
@@ -39,6 +44,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Check(check) => check.run(),
         Command::Stats(stats) => stats.run(),
+        Command::Attach(attach) => attach.run(),
+        Command::Detach(detach) => detach.run(),
     }
 }
 

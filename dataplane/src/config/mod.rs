@@ -18,7 +18,7 @@ mod value;
 
 pub use error::Errors;
 pub use plan::Plan;
-pub use value::EXTENT_BYTES_MAX;
+pub use value::{EXTENT_BYTES_MAX, is_interface_name};
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

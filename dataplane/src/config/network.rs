@@ -282,7 +282,8 @@ fn read_queues(section: &mut Section, shared: &mut Shared) -> Option<Vec<u16>> {
     }
     let count = queues.as_ref().map_or(owners.value.len(), |queues| queues.value as usize);
     if owners.value.len() > count {
-        let what = format!("{} workers for {count} queues", owners.value.len());
+        let s = if count == 1 { "" } else { "s" };
+        let what = format!("{} workers for {count} queue{s}", owners.value.len());
         let want = "want at least as many `queues` as workers";
         shared.sink.push(owners.span, what, want);
         return None;

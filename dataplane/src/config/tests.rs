@@ -270,7 +270,7 @@ fn networks_are_consistent() {
     );
     wrong_one(
         &format!("{VPC}{PORT}workers = [0, 0]\nqueues = 1\n"),
-        "2 workers for 1 queues",
+        "2 workers for 1 queue",
         "want at least as many `queues` as workers",
     );
     wrong_one(

@@ -125,11 +125,11 @@ pub(super) fn disk_name(value: &DeValue) -> Result<String, Wrong> {
 pub(super) fn interface(value: &DeValue) -> Result<String, Wrong> {
     let want = "want an interface's name, such as \"eth0\": 1 to 15 bytes, no '/', ':' or space";
     let name = text(value, want)?;
-    check_interface(name).then(|| name.to_string()).map_or_else(|| wrong(shown(name), want), Ok)
+    is_interface_name(name).then(|| name.to_string()).map_or_else(|| wrong(shown(name), want), Ok)
 }
 
-/// Whether a name is possible for an interface.
-pub(crate) fn check_interface(name: &str) -> bool {
+/// Whether a name is possible for a network interface.
+pub fn is_interface_name(name: &str) -> bool {
     let possible = |c: char| c != '/' && c != ':' && !c.is_whitespace() && !c.is_control();
     (1..=INTERFACE_BYTES_MAX).contains(&name.len())
         && name != "."

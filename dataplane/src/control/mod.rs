@@ -1,5 +1,6 @@
 //! Control: everything around the workers that may wait, log and allocate.
 
 pub mod api;
+pub mod netlink;
 pub mod stats;
 pub mod vhost;
