@@ -41,11 +41,17 @@ pub struct WorkerStats {
     /// Turns of its loop.
     pub turns: u64,
     /// The part of its time that was spent in turns that found something, 0 to 1.
+    #[serde(serialize_with = "finite")]
     pub busy_share: f64,
     /// Times it slept.
     pub sleeps: u64,
     /// Turns that took longer than their budget.
     pub overruns: u64,
+}
+
+/// JSON has no word for the share of no time at all.
+fn finite<S: serde::Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(if share.is_finite() { *share } else { 0.0 })
 }
 
 /// One port or uplink.
@@ -477,6 +483,9 @@ vda              loop                   3
         let json = serde_json::to_string(&sample()).unwrap();
         assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), sample());
         assert!(json.contains(r#"{"name":"no_route","count":14,"text":"No route of"#), "{json}");
+        let worker = WorkerStats { busy_share: f64::NAN, ..WorkerStats::default() };
+        let json = serde_json::to_string(&worker).unwrap();
+        assert_eq!(serde_json::from_str::<WorkerStats>(&json).unwrap().busy_share, 0.0);
         let old: Stats = serde_json::from_str(r#"{"instance":"a","unknown":1}"#).unwrap();
         assert_eq!(old.instance, "a");
     }
