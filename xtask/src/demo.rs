@@ -85,7 +85,7 @@ fn perform(results: &Path, stop: &Stop, facts: &mut Facts) -> Result<(), Error> 
     let bench = Bench { program: &programs.join("outboard-bench"), results };
     by_kernel(&logs, stop, facts, &bench)?;
     by_outboard(results, &logs, stop, facts, &programs)?;
-    facts.write(&results.join("facts.json"))?;
+    facts.write(&results.join(drivers::FACTS))?;
     println!("== report");
     bench.report(stop)?;
     println!("written: {0}/report.json, {0}/report.html", results.display());
@@ -115,7 +115,7 @@ fn by_kernel(logs: &Path, stop: &Stop, facts: &mut Facts, bench: &Bench) -> Resu
     topology.join_by_kernel()?;
     let subject = Subject { path: KERNEL, topology: &topology, logs, stop };
     subject.check(facts)?;
-    bench.udp(&subject, "udp-kernel.json", &["--baseline".into()])?;
+    bench.udp(&subject, drivers::UDP_KERNEL, &["--baseline".into()])?;
     Ok(())
 }
 
@@ -145,7 +145,7 @@ fn by_outboard(
     subject.check(facts)?;
     let mut labels = daemons.watch();
     labels.extend(["--note".into(), format!("workers wait in {} mode", daemons::WAIT_MODE)]);
-    bench.udp(&subject, "udp-outboard.json", &labels)?;
+    bench.udp(&subject, drivers::UDP_OUTBOARD, &labels)?;
     bench.vhost(&subject, &places.disk(), &labels)?;
     daemons.stop()
 }

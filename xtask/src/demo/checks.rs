@@ -59,7 +59,8 @@ impl Subject<'_> {
     pub fn serve(&self, vpc: usize, command: &mut Command, word: &str) -> Result<Child, Error> {
         let tenant = self.topology.tenant(1, vpc);
         let program = Path::new(command.get_program()).file_stem().unwrap_or_default();
-        let log = self.logs.join(format!("{}-{}.log", tenant.name(), program.to_string_lossy()));
+        let (_, label) = tenant.name().split_once('-').unwrap_or_default();
+        let log = self.logs.join(format!("{label}-{}.log", program.to_string_lossy()));
         let mut inside = tenant.command(command.get_program());
         inside.args(command.get_args());
         let mut child = Child::spawn(&mut inside, &log)?;

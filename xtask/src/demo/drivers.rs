@@ -4,8 +4,10 @@ use super::checks::Subject;
 use super::topology::ADDRESSES;
 use crate::child;
 use crate::error::Error;
-use crate::process;
-use std::path::{Path, PathBuf};
+use crate::stop::Stop;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,6 +20,17 @@ const NETWORK_GROUP: &str = "UDP round trip between tenants, 22 B, depth 1";
 /// What disk measurements have in common in the report.
 const DISK_GROUP: &str = "disk, 4 KiB random read, depth 1";
 
+/// What the report is made of, in its order.
+const DOCUMENTS: [&str; 5] = [FACTS, UDP_KERNEL, UDP_OUTBOARD, DISK_LOCAL, DISK_REMOTE];
+/// What other programs showed.
+pub const FACTS: &str = "facts.json";
+/// Round trips over bridge and VXLAN of the kernel.
+pub const UDP_KERNEL: &str = "udp-kernel.json";
+/// Round trips over Outboard.
+pub const UDP_OUTBOARD: &str = "udp-outboard.json";
+const DISK_LOCAL: &str = "disk-local.json";
+const DISK_REMOTE: &str = "disk-remote.json";
+
 /// The harness and where its documents go.
 pub struct Bench<'a> {
     /// The program.
@@ -28,7 +41,7 @@ pub struct Bench<'a> {
 
 impl Bench<'_> {
     /// Round trips between the red tenants.
-    pub fn udp(&self, subject: &Subject, file: &str, labels: &[String]) -> Result<PathBuf, Error> {
+    pub fn udp(&self, subject: &Subject, file: &str, labels: &[String]) -> Result<(), Error> {
         let address = format!("{}:7000", ADDRESSES[1]);
         let mut server = Command::new(self.program);
         server.args(["udp", "--server", &address, "--wait", "block"]);
@@ -37,16 +50,15 @@ impl Bench<'_> {
         client.args(["udp", "--to", &address, "--wait", "block"]);
         client.args(["--path", subject.path, "--group", NETWORK_GROUP, "--medium", "veth"]);
         client.args(["--watch", &format!("echo={}", server.pid())]);
-        let written = self.measure(client, file, labels, subject)?;
-        server.stop()?;
-        Ok(written)
+        self.measure(client, file, labels, subject)?;
+        server.stop()
     }
 
     /// Random reads of a vhost-user disk, verified.
     pub fn vhost(&self, subject: &Subject, socket: &Path, labels: &[String]) -> Result<(), Error> {
         let mut command = Command::new(self.program);
         command.arg("vhost-blk").arg(socket).args(["--path", subject.path, "--group", DISK_GROUP]);
-        self.measure(command, "disk-remote.json", labels, subject).map(drop)
+        self.measure(command, DISK_REMOTE, labels, subject)
     }
 
     /// The same on a local file, without anything between.
@@ -54,30 +66,15 @@ impl Bench<'_> {
         let mut command = Command::new(self.program);
         command.arg("file").arg(file).args(["--create-mib", &size_mib.to_string()]);
         command.args(["--path", "local file", "--group", DISK_GROUP, "--baseline"]);
-        self.measure(command, "disk-local.json", &[], subject).map(drop)
+        self.measure(command, DISK_LOCAL, &[], subject)
     }
 
-    /// Joins the documents and the facts into report.json and report.html and prints it.
-    pub fn report(&self, subject_stop: &crate::stop::Stop) -> Result<(), Error> {
+    /// Joins the documents and the facts into report.json and report.html, and prints it.
+    pub fn report(&self, stop: &Stop) -> Result<(), Error> {
         let mut command = Command::new(self.program);
-        command.arg("report");
-        for file in self.documents()? {
-            command.arg(file);
-        }
-        command.arg("--json").arg(self.results.join("report.json"));
-        command.arg("--html").arg(self.results.join("report.html"));
-        child::run(&mut command, subject_stop)
-    }
-
-    /// The documents of this run, in the order of their names, without the report itself.
-    fn documents(&self) -> Result<Vec<PathBuf>, Error> {
-        let entries = std::fs::read_dir(self.results).map_err(Error::file("list", self.results))?;
-        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        files.retain(|file| {
-            file.extension().is_some_and(|ext| ext == "json") && !file.ends_with("report.json")
-        });
-        files.sort();
-        Ok(files)
+        command.args(["report", "--title", "Outboard: demo", "--out"]).arg(self.results);
+        command.args(DOCUMENTS.map(|file| self.results.join(file)));
+        child::run(&mut command, stop)
     }
 
     fn measure(
@@ -86,11 +83,48 @@ impl Bench<'_> {
         file: &str,
         labels: &[String],
         subject: &Subject,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<(), Error> {
         let path = self.results.join(file);
         command.args(WINDOW).args(labels).arg("--json").arg(&path);
-        println!("  ...   {}", process::describe(&command));
+        println!("  ...   {}: {}", subject.path, file.trim_end_matches(".json"));
         child::read(&mut command, DRIVER_WAIT, subject.stop)?;
-        Ok(path)
+        let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+        println!("        {}", summary(&text)?);
+        Ok(())
+    }
+}
+
+/// The measurement of a document in one line; the report tells all of it.
+fn summary(document: &str) -> Result<String, Error> {
+    let document: Value = serde_json::from_str(document)
+        .map_err(|e| Error::task(format!("outboard-bench wrote no JSON: {e}"), "run it by hand"))?;
+    let measurement = &document["measurements"][0];
+    let latency = &measurement["latency"];
+    // A percentile that too few samples support is null.
+    let us = |key: &str| match latency[key].as_f64() {
+        Some(ns) => format!("{:.1} µs", ns / 1000.0),
+        None => "–".into(),
+    };
+    Ok(format!(
+        "p50 {}, p99 {}, p99.9 {}, {} samples, {} lost",
+        us("p50_ns"),
+        us("p99_ns"),
+        us("p999_ns"),
+        latency["samples"],
+        measurement["lost"]
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measurement_is_told_in_one_line() {
+        let document = r#"{"measurements": [{"lost": 2, "latency":
+            {"samples": 500, "p50_ns": 61200, "p99_ns": 94040, "p999_ns": null}}]}"#;
+        let want = "p50 61.2 µs, p99 94.0 µs, p99.9 –, 500 samples, 2 lost";
+        assert_eq!(summary(document).unwrap(), want);
+        assert!(summary("{").unwrap_err().to_string().contains("no JSON"));
     }
 }
