@@ -12,3 +12,4 @@ pub mod port;
 pub mod switch;
 pub mod virtio;
 pub mod volume;
+pub mod worker;

@@ -4,6 +4,7 @@
 
 mod attach;
 mod check;
+mod run;
 mod stats;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +19,7 @@ Examples:
   outboard check --config host-a.toml           is this file right?
   outboard attach --config host-a.toml --netns web --port blue-web
                                                 give the container `web` its interface
+  outboard run --config host-a.toml             the daemon, in the foreground
   outboard stats --config host-a.toml           what has the daemon done so far?
   outboard stats --json | jq '.ports[].drops'   the same for programs
 
@@ -33,6 +35,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Run),
     Check(check::Check),
     Stats(stats::Stats),
     Attach(attach::Attach),
@@ -42,6 +45,7 @@ enum Command {
 /// Does what was asked.
 pub fn run(args: Args) -> Result<(), Failure> {
     match args.command {
+        Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Stats(stats) => stats.run(),
         Command::Attach(attach) => attach.run(),

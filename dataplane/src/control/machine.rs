@@ -1,7 +1,8 @@
 //! What a plan needs of this machine and a file cannot tell.
 
 use crate::config::Plan;
-use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, CpuSet, capabilities, sched_getaffinity};
 
 /// Why this machine cannot run a plan.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +26,36 @@ pub enum MachineError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Privileges are missing.
+    #[error(
+        "missing {missing}, which AF_XDP ports need; run as root, or grant it (setcap, systemd's \
+         AmbientCapabilities)"
+    )]
+    Capability {
+        /// The capabilities' names.
+        missing: String,
+    },
+    /// Frame memory cannot be registered with the kernel.
+    #[error(
+        "the frame memory of {region_mib} MiB exceeds the limit of {limit_mib} MiB of locked \
+         memory; grant CAP_IPC_LOCK, raise `ulimit -l`, or lower `region_mib` in [runtime]"
+    )]
+    LockedMemory {
+        /// The plan's region.
+        region_mib: u32,
+        /// The process's limit.
+        limit_mib: u64,
+    },
+}
+
+/// Checks everything that can be checked before something is made.
+pub fn check(plan: &Plan) -> Result<(), MachineError> {
+    check_cores(plan)?;
+    if plan.ports.is_empty() { Ok(()) } else { check_privileges(plan) }
 }
 
 /// Checks that every worker's core is one that this process may use.
-pub fn check_cores(plan: &Plan) -> Result<(), MachineError> {
+fn check_cores(plan: &Plan) -> Result<(), MachineError> {
     let set =
         sched_getaffinity(None).map_err(|errno| MachineError::Unknown { source: errno.into() })?;
     let usable: Vec<u16> =
@@ -37,6 +64,31 @@ pub fn check_cores(plan: &Plan) -> Result<(), MachineError> {
     missing.map_or(Ok(()), |(worker, found)| {
         Err(MachineError::NoCore { worker, core: found.core, usable: ranges(&usable) })
     })
+}
+
+/// Checks what AF_XDP ports need. Where the kernel does not tell, attaching will.
+fn check_privileges(plan: &Plan) -> Result<(), MachineError> {
+    let Ok(sets) = capabilities(None) else { return Ok(()) };
+    let has = |set| sets.effective.contains(set);
+    // CAP_SYS_ADMIN covers BPF and PERFMON (capabilities(7)).
+    let admin = has(CapabilitySet::SYS_ADMIN);
+    let wanted = [
+        (has(CapabilitySet::NET_ADMIN), "CAP_NET_ADMIN"),
+        (has(CapabilitySet::NET_RAW), "CAP_NET_RAW"),
+        (has(CapabilitySet::BPF) || admin, "CAP_BPF"),
+        (has(CapabilitySet::PERFMON) || admin, "CAP_PERFMON"),
+    ];
+    let missing: Vec<_> =
+        wanted.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect();
+    if !missing.is_empty() {
+        return Err(MachineError::Capability { missing: missing.join(", ") });
+    }
+    let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    let region_mib = plan.runtime.region_mib;
+    if !has(CapabilitySet::IPC_LOCK) && limit < u64::from(region_mib) << 20 {
+        return Err(MachineError::LockedMemory { region_mib, limit_mib: limit >> 20 });
+    }
+    Ok(())
 }
 
 /// "core 3", "cores 0-3, 6": ascending numbers as people write them.

@@ -1,7 +1,11 @@
 //! Control: everything around the workers that may wait, log and allocate.
 
 pub mod api;
-pub mod machine;
+mod assemble;
+mod machine;
 pub mod netlink;
+pub mod run;
+mod snapshot;
 pub mod stats;
+mod stores;
 pub mod vhost;

@@ -1,0 +1,38 @@
+//! `outboard run`: the daemon.
+
+use super::{Failure, load};
+use clap::Args;
+use outboard::control;
+use outboard::control::netlink::Netns;
+use std::path::PathBuf;
+use tracing_subscriber::EnvFilter;
+
+/// Run the daemon until SIGTERM or SIGINT.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The daemon stays in the foreground and logs to stderr (OUTBOARD_LOG=debug for more). It stops
+cleanly on SIGTERM and SIGINT: sockets, XDP programs and their pins are removed. Interfaces named
+in the file must exist: `outboard attach` makes those of containers.")]
+pub struct Run {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Run in this network namespace: a name in /run/netns, a path, or a process id
+    #[arg(long, value_name = "NETNS")]
+    netns: Option<String>,
+}
+
+impl Run {
+    /// Runs it.
+    pub fn run(self) -> Result<(), Failure> {
+        let plan = load(&self.config)?;
+        let filter = EnvFilter::try_from_env("OUTBOARD_LOG").unwrap_or(EnvFilter::new("info"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        match self.netns {
+            None => control::run::run(plan)?,
+            // Threads inherit the namespace of the thread that makes them.
+            Some(netns) => Netns::open(&netns)?.run(|| control::run::run(plan))??,
+        }
+        Ok(())
+    }
+}

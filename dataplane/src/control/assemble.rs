@@ -1,0 +1,247 @@
+//! Makes everything that a plan names, in an order that leaves nothing behind on failure: what
+//! was made is dropped, XDP programs are detached. No worker runs yet.
+
+use super::run::RunError;
+use crate::bell::Bell;
+use crate::config::Plan;
+use crate::config::plan::{Role, WaitMode};
+use crate::counters::PortCounters;
+use crate::packet::PortId;
+use crate::port::AnyPort;
+use crate::port::afxdp::{AfXdp, AfXdpConfig};
+use crate::port::peer::Peer;
+use crate::switch::{Seed, Switch, SwitchCounters, Tables};
+use crate::worker::{
+    Exit, Fittings, Message, Network, Queue, Storage, Waiting, Worker, WorkerCounters,
+};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use outboard_dma::{FreeList, Region, RingSizes};
+use outboard_ebpf::{Program, Steering};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Messages that wait for one worker.
+const MAILBOX: usize = 64;
+/// Where the XDP programs' pins are, a directory per instance.
+const PINS: &str = "/sys/fs/bpf/outboard";
+/// The IANA port of VXLAN (RFC 7348, section 8).
+pub const VXLAN_PORT: u16 = 4789;
+
+/// Control's side of one worker.
+#[derive(Debug)]
+pub struct Handle {
+    /// Messages to it.
+    pub mailbox: Sender<Message>,
+    /// Tables that it no longer uses.
+    pub retired: Receiver<Arc<Tables>>,
+    /// What wakes it.
+    pub bell: Arc<Bell>,
+    /// What it counts about itself.
+    pub counters: Arc<WorkerCounters>,
+    /// What its flow cache counts.
+    pub switch: Arc<SwitchCounters>,
+    /// What it counts per port, by port number.
+    pub ports: Vec<Arc<PortCounters>>,
+}
+
+/// Everything that was made.
+#[derive(Debug)]
+pub struct House {
+    /// The workers, ready to run.
+    pub workers: Vec<Worker>,
+    /// Control's side of each.
+    pub handles: Vec<Handle>,
+    /// The XDP programs, by port number.
+    pub steering: Vec<Steering>,
+}
+
+/// Makes the network side of the plan and the workers around the given storage rooms, one per
+/// worker.
+pub fn assemble(
+    plan: &Plan,
+    region: &'static Region,
+    bells: Vec<Arc<Bell>>,
+    tables: &Arc<Tables>,
+    storage: Vec<(Storage, FreeList)>,
+) -> Result<House, RunError> {
+    let counters: Vec<Vec<Arc<PortCounters>>> =
+        plan.workers.iter().map(|_| plan.ports.iter().map(|_| Arc::default()).collect()).collect();
+    let mut steering = Vec::new();
+    let mut queues: Vec<Vec<Queue>> = plan.workers.iter().map(|_| Vec::new()).collect();
+    for index in 0..plan.ports.len() {
+        let made = open_port(plan, index, region, &counters, &mut queues);
+        match made {
+            Ok(program) => steering.push(program),
+            Err(error) => {
+                detach(steering);
+                return Err(error);
+            }
+        }
+    }
+    let mut peers = peers(&bells);
+    let seed = Seed::new(random());
+    let (mut workers, mut handles) = (Vec::new(), Vec::new());
+    for (index, (storage, free)) in storage.into_iter().enumerate() {
+        let (mailbox, inbox) = bounded(MAILBOX);
+        let (outbox, retired) = bounded(MAILBOX);
+        let switch = Switch::new(plan.runtime.flows, seed, Arc::clone(tables));
+        let switch_counters = switch.counters();
+        let queues = std::mem::take(&mut queues[index]);
+        let network = Network::new(
+            queues,
+            exits(plan, index),
+            std::mem::take(&mut peers[index]),
+            switch,
+            counters[index].clone(),
+        );
+        let worker_counters = Arc::<WorkerCounters>::default();
+        let fittings = Fittings {
+            free,
+            mailbox: inbox,
+            retired: outbox,
+            bell: Arc::clone(&bells[index]),
+            waiting: waiting(plan),
+            counters: Arc::clone(&worker_counters),
+        };
+        workers.push(Worker::new(network, storage, fittings));
+        handles.push(Handle {
+            mailbox,
+            retired,
+            bell: Arc::clone(&bells[index]),
+            counters: worker_counters,
+            switch: switch_counters,
+            ports: counters[index].clone(),
+        });
+    }
+    Ok(House { workers, handles, steering })
+}
+
+/// Takes the XDP programs off their interfaces; what cannot be taken off is told.
+pub fn detach(steering: Vec<Steering>) {
+    for program in steering {
+        if let Err(error) = program.detach() {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// Attaches the program of port `index` and opens a socket on each of its queues.
+fn open_port(
+    plan: &Plan,
+    index: usize,
+    region: &'static Region,
+    counters: &[Vec<Arc<PortCounters>>],
+    queues: &mut [Vec<Queue>],
+) -> Result<Steering, RunError> {
+    let port = &plan.ports[index];
+    let program = match port.role {
+        Role::Tenant(_) => Program::Tenant,
+        Role::Uplink { .. } => Program::Uplink { vxlan_port: VXLAN_PORT },
+    };
+    let pins = PathBuf::from(PINS).join(&plan.name);
+    let mut steering = Steering::attach(&port.interface, program, &pins)?;
+    let id = PortId(index as u16);
+    let mut sockets = || {
+        for (queue, worker) in port.queues.iter().enumerate() {
+            let opened = AfXdp::open(AfXdpConfig {
+                interface: &port.interface,
+                queue: queue as u32,
+                region,
+                rings: ring_sizes(plan, region),
+                port: id,
+                counters: Arc::clone(&counters[usize::from(*worker)][index]),
+            })?;
+            if let Some(socket) = opened.socket() {
+                steering.set_socket(queue as u32, socket)?;
+            }
+            let copy = if opened.zero_copy() { "zero-copy" } else { "copy" };
+            tracing::info!(
+                "port {}: queue {queue} of {} on worker {worker}, {} XDP, {copy}",
+                port.name,
+                port.interface,
+                steering.mode().name()
+            );
+            queues[usize::from(*worker)].push(Queue::new(id, AnyPort::AfXdp(opened)));
+        }
+        Ok(())
+    };
+    match sockets() {
+        Ok(()) => Ok(steering),
+        Err(error) => {
+            detach(vec![steering]);
+            Err(error)
+        }
+    }
+}
+
+/// Rings as large as the worker's share of the frames carries: half of the share may lie in fill
+/// rings at once, the other half is on the way.
+fn ring_sizes(plan: &Plan, region: &Region) -> RingSizes {
+    let most = plan
+        .workers
+        .iter()
+        .enumerate()
+        .map(|(worker, _)| owned_queues(plan, worker))
+        .max()
+        .unwrap_or(1)
+        .max(1);
+    let share = region.frames() as usize / plan.workers.len() / 2 / most;
+    let entries = (share.max(64) as u32).min(2048);
+    let entries = if entries.is_power_of_two() { entries } else { entries.next_power_of_two() / 2 };
+    RingSizes { fill: entries, rx: entries, tx: entries, completion: entries }
+}
+
+fn owned_queues(plan: &Plan, worker: usize) -> usize {
+    let owners = plan.ports.iter().flat_map(|port| &port.queues);
+    owners.filter(|owner| usize::from(**owner) == worker).count()
+}
+
+/// Where worker `index` sends packets for each port: to a queue of its own if it has one, else to
+/// the owner of the port's first queue.
+fn exits(plan: &Plan, index: usize) -> Vec<Exit> {
+    let mut own = 0;
+    let mut exits = Vec::new();
+    for port in &plan.ports {
+        let mine = port.queues.iter().filter(|owner| usize::from(**owner) == index).count();
+        exits.push(match mine {
+            0 => Exit::Peer(port.queues[0]),
+            _ => Exit::Queue(own),
+        });
+        own += mine as u16;
+    }
+    exits
+}
+
+/// The ways between every two workers: `[from][to]`.
+fn peers(bells: &[Arc<Bell>]) -> Vec<Vec<Option<Peer>>> {
+    let mut ways: Vec<Vec<Option<Peer>>> =
+        bells.iter().map(|_| bells.iter().map(|_| None).collect()).collect();
+    for first in 0..bells.len() {
+        for second in first + 1..bells.len() {
+            let (a, b) = Peer::pair(Arc::clone(&bells[first]), Arc::clone(&bells[second]));
+            ways[first][second] = Some(a);
+            ways[second][first] = Some(b);
+        }
+    }
+    ways
+}
+
+fn waiting(plan: &Plan) -> Waiting {
+    let spin_ns = u64::from(plan.runtime.spin_us) * 1000;
+    Waiting { mode: plan.runtime.mode, spin_ns }
+}
+
+/// The name of a wait mode in reports.
+pub fn mode_name(mode: WaitMode) -> &'static str {
+    match mode {
+        WaitMode::Busy => "busy",
+        WaitMode::Yield => "yield",
+        WaitMode::Adaptive => "adaptive",
+    }
+}
+
+/// 64 bits that a tenant cannot guess: the seed of the flow hash.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

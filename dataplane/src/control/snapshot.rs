@@ -1,0 +1,148 @@
+//! What `outboard stats` shows, read from the counters that workers write.
+
+use super::assemble::{Handle, mode_name};
+use super::stats::{Count, DiskStats, PortStats, Stats, SwitchStats, VolumeStats, WorkerStats};
+use super::stores::Stores;
+use crate::config::Plan;
+use crate::config::plan::{self, Backing};
+use crate::counters::PortCounters;
+use crate::virtio::fault::QueueFault;
+use crate::volume::disk::DiskCounters;
+use crate::volume::{Geometry, Status};
+use outboard_ebpf::Steering;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// Everything that is counted, with the plan that names it.
+#[derive(Debug)]
+pub struct Snapshot {
+    plan: Plan,
+    started: Instant,
+    handles: Arc<Vec<Handle>>,
+    steering: Arc<Mutex<Vec<Steering>>>,
+    volumes: Vec<Geometry>,
+    disks: Vec<Arc<DiskCounters>>,
+}
+
+impl Snapshot {
+    /// A source over what was made from `plan`.
+    pub fn new(
+        plan: &Plan,
+        handles: &Arc<Vec<Handle>>,
+        steering: &Arc<Mutex<Vec<Steering>>>,
+        stores: &Stores,
+    ) -> Snapshot {
+        Snapshot {
+            plan: plan.clone(),
+            started: Instant::now(),
+            handles: Arc::clone(handles),
+            steering: Arc::clone(steering),
+            volumes: stores.volumes.clone(),
+            disks: stores.disks.clone(),
+        }
+    }
+
+    /// The counts now.
+    pub fn take(&self) -> Stats {
+        Stats {
+            instance: self.plan.name.clone(),
+            uptime_s: self.started.elapsed().as_secs(),
+            wait_mode: mode_name(self.plan.runtime.mode).into(),
+            workers: self.workers(),
+            ports: self.ports(),
+            switch: self.switch(),
+            volumes: self.volumes(),
+            exports: Vec::new(),
+            disks: self.disks(),
+        }
+    }
+
+    fn workers(&self) -> Vec<WorkerStats> {
+        let elapsed_ns = self.started.elapsed().as_nanos().max(1) as f64;
+        let workers = self.plan.workers.iter().zip(self.handles.iter());
+        let stats = workers.map(|(worker, handle)| WorkerStats {
+            core: worker.core,
+            turns: handle.counters.turns.get(),
+            busy_share: handle.counters.busy_ns.get() as f64 / elapsed_ns,
+            sleeps: handle.counters.sleeps.get(),
+            overruns: handle.counters.network_overruns.get()
+                + handle.counters.storage_overruns.get(),
+        });
+        stats.collect()
+    }
+
+    fn ports(&self) -> Vec<PortStats> {
+        let steering = self.steering.lock();
+        let mut ports = Vec::new();
+        for (index, port) in self.plan.ports.iter().enumerate() {
+            let counters: Vec<&PortCounters> =
+                self.handles.iter().map(|handle| &*handle.ports[index]).collect();
+            let program = steering.as_ref().ok().and_then(|steering| steering.get(index));
+            let mode = program.map_or("detached", |program| program.mode().name());
+            let mut stats = PortStats::of(&port.name, &port.interface, mode, &counters);
+            stats.xdp = program.map(xdp_outcomes).unwrap_or_default();
+            ports.push(stats);
+        }
+        ports
+    }
+
+    fn switch(&self) -> SwitchStats {
+        let mut stats = SwitchStats::default();
+        for handle in self.handles.iter() {
+            stats.hits += handle.switch.hits.get();
+            stats.misses += handle.switch.misses.get() + handle.switch.recompiles.get();
+            stats.evictions += handle.switch.evictions.get();
+        }
+        stats
+    }
+
+    fn volumes(&self) -> Vec<VolumeStats> {
+        let volumes = self.plan.volumes.iter().zip(&self.volumes);
+        let stats = volumes.enumerate().map(|(index, (volume, geometry))| VolumeStats {
+            name: volume.name.clone(),
+            kind: kind(volume).into(),
+            state: "ready".into(),
+            bytes: geometry.bytes(),
+            in_flight: self.in_flight(index),
+        });
+        stats.collect()
+    }
+
+    /// I/Os of guests in flight on volume `index`.
+    fn in_flight(&self, index: usize) -> u32 {
+        let disks = self.plan.disks.iter().zip(&self.disks);
+        let own = disks.filter(|(disk, _)| usize::from(disk.volume) == index);
+        own.map(|(_, counters)| counters.in_flight.get() as u32).sum()
+    }
+
+    fn disks(&self) -> Vec<DiskStats> {
+        let disks = self.plan.disks.iter().zip(&self.disks);
+        let stats = disks.map(|(disk, counters)| DiskStats {
+            name: disk.name.clone(),
+            socket: disk.socket.display().to_string(),
+            connected: counters.rings.get() > 0,
+            requests: Status::ALL.iter().map(|status| counters.status(*status)).sum(),
+            statuses: Count::occurred(
+                Status::ALL.iter().map(|status| (status.name(), counters.status(*status))),
+            ),
+            queue_faults: Count::occurred(
+                QueueFault::ALL.iter().map(|fault| (fault.name(), counters.faults.get(*fault))),
+            ),
+        });
+        stats.collect()
+    }
+}
+
+fn kind(volume: &plan::Volume) -> &'static str {
+    match volume.backing {
+        Backing::Mem { .. } => "mem",
+        Backing::File { .. } => "file",
+        Backing::Remote { .. } => "remote",
+    }
+}
+
+fn xdp_outcomes(program: &Steering) -> Vec<Count> {
+    let Ok(counts) = program.counters() else { return Vec::new() };
+    let names = outboard_ebpf::abi::Outcome::ALL.iter().map(|outcome| outcome.name());
+    Count::occurred(names.zip(counts))
+}

@@ -1,0 +1,237 @@
+//! The loop. `Worker::turn` is the whole data plane: network, then storage, run to completion.
+//!
+//! Nothing in a turn allocates, locks, waits or logs. A worker owns its queues, flows, volumes
+//! and a share of the frames; what others have for it comes by mailbox or by a peer's ring.
+
+mod network;
+mod storage;
+
+pub use network::{Exit, Network, Queue};
+pub use storage::{Storage, User, VolumeSlot};
+
+use crate::bell::Bell;
+use crate::clock;
+use crate::config::plan::WaitMode;
+use crate::counters::Counter;
+use crate::switch::Tables;
+use crossbeam::channel::{Receiver, Sender};
+use outboard_dma::{FreeList, PollList};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A turn that takes longer is counted as an overrun of the room that took most of it.
+pub const TURN_BUDGET_NS: u64 = 50_000;
+/// The longest sleep: housekeeping (keep-alive, held packets) happens this often when idle.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// The longest sleep while an output waits for room.
+const SLEEP_BACKLOG: Duration = Duration::from_millis(1);
+/// Descriptors that one worker sleeps on without allocating.
+const SLEEP_FDS: usize = 1024;
+
+/// What control tells a worker.
+#[derive(Debug)]
+pub enum Message {
+    /// Use these tables from the next packet on.
+    Tables(Arc<Tables>),
+    /// Finish the turn, end everything, return.
+    Stop,
+}
+
+/// What a worker counts about itself.
+#[derive(Debug, Default)]
+pub struct WorkerCounters {
+    /// Turns taken.
+    pub turns: Counter,
+    /// Turns that found something to do.
+    pub busy_turns: Counter,
+    /// Nanoseconds spent in those.
+    pub busy_ns: Counter,
+    /// Times it slept.
+    pub sleeps: Counter,
+    /// Turns over the budget in which the network room took most.
+    pub network_overruns: Counter,
+    /// Turns over the budget in which the storage room took most.
+    pub storage_overruns: Counter,
+    /// Frames in stock, sampled when the worker sleeps or ends.
+    pub free_frames: Counter,
+}
+
+/// How a worker waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// What it does after an empty turn.
+    pub mode: WaitMode,
+    /// For how long an adaptive worker spins first.
+    pub spin_ns: u64,
+}
+
+/// One worker, driven by one pinned thread.
+#[derive(Debug)]
+pub struct Worker {
+    network: Network,
+    storage: Storage,
+    free: FreeList,
+    total_frames: usize,
+    mailbox: Receiver<Message>,
+    /// Old tables go back to control, which frees them.
+    retired: Sender<Arc<Tables>>,
+    bell: Arc<Bell>,
+    waiting: Waiting,
+    poll: PollList,
+    counters: Arc<WorkerCounters>,
+    stopping: bool,
+}
+
+/// What a worker is made of besides its rooms.
+#[derive(Debug)]
+pub struct Fittings {
+    /// Its share of the frames.
+    pub free: FreeList,
+    /// Messages from control.
+    pub mailbox: Receiver<Message>,
+    /// Old tables on their way to control.
+    pub retired: Sender<Arc<Tables>>,
+    /// What wakes it.
+    pub bell: Arc<Bell>,
+    /// How it waits.
+    pub waiting: Waiting,
+    /// What it counts.
+    pub counters: Arc<WorkerCounters>,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Frames that it started with.
+    pub total_frames: usize,
+    /// Frames that it had back at the end.
+    pub recovered_frames: usize,
+}
+
+impl Worker {
+    /// A worker that owns these rooms; the rooms have not taken frames from its share yet.
+    pub fn new(network: Network, storage: Storage, fittings: Fittings) -> Worker {
+        let Fittings { free, mailbox, retired, bell, waiting, counters } = fittings;
+        Worker {
+            network,
+            storage,
+            total_frames: free.len(),
+            free,
+            mailbox,
+            retired,
+            bell,
+            waiting,
+            poll: PollList::with_capacity(SLEEP_FDS),
+            counters,
+            stopping: false,
+        }
+    }
+
+    /// One turn; whether it found anything to do.
+    #[inline]
+    pub fn turn(&mut self, now_ns: u64) -> bool {
+        let mut found = self.mail(now_ns);
+        let packets = self.network.turn(now_ns, &mut self.free);
+        let between_ns = if packets > 0 { clock::now_ns() } else { now_ns };
+        let ios = self.storage.turn(between_ns);
+        self.counters.turns.add(1);
+        found |= packets + ios > 0;
+        if found {
+            self.counters.busy_turns.add(1);
+            self.judge(now_ns, between_ns);
+        }
+        found
+    }
+
+    /// Its network room.
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// Turns until told to stop; then ends its I/O and comes back, to be ended with the others.
+    pub fn run(mut self) -> Worker {
+        let mut idle_since_ns = None;
+        while !self.stopping {
+            let now_ns = clock::now_ns();
+            if self.turn(now_ns) {
+                idle_since_ns = None;
+                continue;
+            }
+            match self.waiting.mode {
+                WaitMode::Busy => std::hint::spin_loop(),
+                WaitMode::Yield => std::thread::yield_now(),
+                WaitMode::Adaptive => {
+                    let since_ns = *idle_since_ns.get_or_insert(now_ns);
+                    if now_ns - since_ns >= self.waiting.spin_ns {
+                        self.sleep();
+                    }
+                }
+            }
+        }
+        self.storage.close();
+        self
+    }
+
+    /// Ends what other workers sent to this one. Call for every worker when none runs any more.
+    pub fn drain(&mut self) {
+        self.network.drain(&mut self.free);
+    }
+
+    /// Ends everything. Call after every worker was drained.
+    pub fn end(mut self) -> Ended {
+        self.network.close(&mut self.free);
+        self.counters.free_frames.set(self.free.len() as u64);
+        Ended { total_frames: self.total_frames, recovered_frames: self.free.len() }
+    }
+
+    fn mail(&mut self, now_ns: u64) -> bool {
+        let Ok(message) = self.mailbox.try_recv() else { return false };
+        match message {
+            Message::Tables(tables) => {
+                let old = self.network.set_tables(tables, now_ns, &mut self.free);
+                // When control is gone there is nobody to free them but us.
+                let _ = self.retired.try_send(old);
+            }
+            Message::Stop => self.stopping = true,
+        }
+        true
+    }
+
+    fn judge(&self, start_ns: u64, between_ns: u64) {
+        let end_ns = clock::now_ns();
+        self.counters.busy_ns.add(end_ns - start_ns);
+        if end_ns - start_ns > TURN_BUDGET_NS {
+            if between_ns - start_ns >= end_ns - between_ns {
+                self.counters.network_overruns.add(1);
+            } else {
+                self.counters.storage_overruns.add(1);
+            }
+        }
+    }
+
+    /// Arms every source, looks at every source once more, and only then waits.
+    fn sleep(&mut self) {
+        self.bell.arm();
+        let found = self.turn(clock::now_ns())
+            | self.storage.arm()
+            | self.network.before_sleep(&mut self.free);
+        if !found {
+            self.wait();
+        }
+        self.storage.disarm();
+        self.bell.disarm();
+    }
+
+    fn wait(&mut self) {
+        self.counters.sleeps.add(1);
+        self.counters.free_frames.set(self.free.len() as u64);
+        self.poll.clear();
+        self.poll.add(self.bell.fd().as_raw_fd(), false);
+        self.network.add_fds(&mut self.poll);
+        self.storage.add_fds(&mut self.poll);
+        let backlog = self.network.has_backlog();
+        // An error (a descriptor table too small, no memory) only costs the sleep.
+        let _ = self.poll.wait(if backlog { SLEEP_BACKLOG } else { SLEEP_MAX });
+    }
+}

@@ -1,0 +1,251 @@
+//! A worker's network room: port queues, the switch, the ways to other workers.
+//!
+//! Conservation: every packet received here leaves through `tx`, crosses to a peer, is held for
+//! an unresolved next hop, or ends with a counted reason.
+
+use crate::counters::PortCounters;
+use crate::drop::DropReason;
+use crate::packet::{BURST, Burst, Packet, PortId};
+use crate::port::peer::Peer;
+use crate::port::{AnyPort, Port};
+use crate::switch::{NextHopId, Switch, Tables, Verdict};
+use arrayvec::ArrayVec;
+use outboard_dma::{FreeList, PollList};
+use std::sync::Arc;
+
+/// Packets held for one next hop that the kernel has not resolved yet (RFC 1122, 2.3.2.2 asks
+/// for at least one).
+pub const HELD_PER_HOP: usize = 3;
+/// Packets held for all next hops together.
+pub const HELD: usize = 48;
+/// For how long a packet is held.
+pub const HELD_NS: u64 = 3_000_000_000;
+
+/// Where packets for a port go from this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A queue of this worker: an index into its queues.
+    Queue(u16),
+    /// The worker (index) that owns a queue of that port.
+    Peer(u16),
+}
+
+/// One port queue that the worker owns.
+#[derive(Debug)]
+pub struct Queue {
+    /// The port that it belongs to.
+    pub id: PortId,
+    /// The way in and out.
+    pub port: AnyPort,
+    out: Burst,
+}
+
+impl Queue {
+    /// A queue of port `id`.
+    pub fn new(id: PortId, port: AnyPort) -> Queue {
+        Queue { id, port, out: Burst::new() }
+    }
+}
+
+/// Ports, switch and peers of one worker.
+#[derive(Debug)]
+pub struct Network {
+    queues: Vec<Queue>,
+    exits: Vec<Exit>,
+    peers: Vec<Option<Peer>>,
+    switch: Switch,
+    held: ArrayVec<Held, HELD>,
+    /// By port number: this worker's counts, its own so that each has one writer.
+    counters: Vec<Arc<PortCounters>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    packet: Packet,
+    hop: NextHopId,
+    until_ns: u64,
+}
+
+impl Network {
+    /// `exits` and `counters` are indexed by port number, `peers` by worker (`None` for itself).
+    pub fn new(
+        queues: Vec<Queue>,
+        exits: Vec<Exit>,
+        peers: Vec<Option<Peer>>,
+        switch: Switch,
+        counters: Vec<Arc<PortCounters>>,
+    ) -> Network {
+        assert_eq!(exits.len(), counters.len());
+        Network { queues, exits, peers, switch, held: ArrayVec::new(), counters }
+    }
+
+    /// One round: receive, decide, send. Returns the packets moved.
+    pub fn turn(&mut self, now_ns: u64, free: &mut FreeList) -> usize {
+        let mut moved = 0;
+        for index in 0..self.queues.len() {
+            let mut burst = Burst::new();
+            self.queues[index].port.rx(&mut burst, free);
+            moved += burst.len();
+            self.decide(now_ns, burst, free);
+        }
+        moved += self.receive_from_peers(free);
+        for queue in &mut self.queues {
+            queue.port.tx(&mut queue.out, free);
+        }
+        for peer in self.peers.iter_mut().flatten() {
+            peer.settle(free, false);
+        }
+        if !self.held.is_empty() {
+            self.expire_held(now_ns, free);
+        }
+        moved
+    }
+
+    /// Takes new tables and gives the old ones back, to be freed elsewhere. Held packets get
+    /// another decision.
+    pub fn set_tables(
+        &mut self,
+        tables: Arc<Tables>,
+        now_ns: u64,
+        free: &mut FreeList,
+    ) -> Arc<Tables> {
+        let old = self.switch.set_tables(tables);
+        let mut held = std::mem::take(&mut self.held);
+        while !held.is_empty() {
+            let count = held.len().min(BURST);
+            let burst = held.drain(..count).map(|held| held.packet).collect();
+            self.decide(now_ns, burst, free);
+        }
+        old
+    }
+
+    /// Whether a round would find something, asked before sleeping; also returns every frame
+    /// that is owed.
+    pub fn before_sleep(&mut self, free: &mut FreeList) -> bool {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.settle(free, true);
+        }
+        self.peers.iter().flatten().any(Peer::is_waiting)
+    }
+
+    /// The way in and out of queue `index`, for whoever is the far side of a port in memory.
+    pub fn port_mut(&mut self, index: usize) -> &mut AnyPort {
+        &mut self.queues[index].port
+    }
+
+    /// Whether packets wait for room in an outgoing queue.
+    pub fn has_backlog(&self) -> bool {
+        self.queues.iter().any(|queue| !queue.out.is_empty()) || !self.held.is_empty()
+    }
+
+    /// Adds what becomes readable when there is something to receive.
+    pub fn add_fds(&self, poll: &mut PollList) {
+        for fd in self.queues.iter().filter_map(|queue| queue.port.wake_fd()) {
+            poll.add(fd, false);
+        }
+    }
+
+    /// Ends the packets that other workers sent here and those that are held, and returns the
+    /// frames that are owed. When no worker runs, nothing comes after this.
+    pub fn drain(&mut self, free: &mut FreeList) {
+        for held in std::mem::take(&mut self.held) {
+            self.drop(held.packet, DropReason::Stopping, free);
+        }
+        for worker in 0..self.peers.len() {
+            while let Some((packet, _)) = self.peers[worker].as_mut().and_then(Peer::receive) {
+                self.drop(packet, DropReason::Stopping, free);
+            }
+        }
+        for peer in self.peers.iter_mut().flatten() {
+            peer.settle(free, true);
+        }
+    }
+
+    /// Sends what still can be sent and closes every queue; frames go to `free`.
+    pub fn close(&mut self, free: &mut FreeList) {
+        for peer in self.peers.iter_mut().flatten() {
+            peer.settle(free, true);
+        }
+        for index in 0..self.queues.len() {
+            let queue = &mut self.queues[index];
+            queue.port.tx(&mut queue.out, free);
+            for packet in std::mem::take(&mut queue.out) {
+                self.drop(packet, DropReason::Stopping, free);
+            }
+            self.queues[index].port.close(free);
+        }
+    }
+
+    fn decide(&mut self, now_ns: u64, mut burst: Burst, free: &mut FreeList) {
+        if burst.is_empty() {
+            return;
+        }
+        let mut verdicts: ArrayVec<Verdict, BURST> = ArrayVec::new();
+        self.switch.decide(now_ns, &mut burst, free, &mut verdicts);
+        for (packet, verdict) in burst.into_iter().zip(verdicts) {
+            match verdict {
+                Verdict::Forward(port) => self.push(packet, port, free),
+                Verdict::Drop(reason) => self.drop(packet, reason, free),
+                Verdict::Unresolved(hop) => self.hold(packet, hop, now_ns, free),
+            }
+        }
+    }
+
+    fn push(&mut self, packet: Packet, port: PortId, free: &mut FreeList) {
+        match self.exits[usize::from(port.0)] {
+            Exit::Queue(index) => {
+                let queue = &mut self.queues[usize::from(index)];
+                if queue.out.is_full() {
+                    queue.port.tx(&mut queue.out, free);
+                }
+                if let Err(full) = queue.out.try_push(packet) {
+                    self.drop(full.element(), DropReason::TxQueueFull, free);
+                }
+            }
+            Exit::Peer(worker) => {
+                let peer = self.peers[usize::from(worker)].as_mut();
+                let peer = peer.expect("an exit names another worker");
+                if let Err(packet) = peer.send(packet, port) {
+                    self.drop(packet, DropReason::PeerQueueFull, free);
+                }
+            }
+        }
+    }
+
+    fn receive_from_peers(&mut self, free: &mut FreeList) -> usize {
+        let mut moved = 0;
+        for worker in 0..self.peers.len() {
+            for _ in 0..BURST {
+                let next = self.peers[worker].as_mut().and_then(Peer::receive);
+                let Some((packet, port)) = next else { break };
+                // Decided by the other worker: `port` is one of ours.
+                self.push(packet, port, free);
+                moved += 1;
+            }
+        }
+        moved
+    }
+
+    fn hold(&mut self, packet: Packet, hop: NextHopId, now_ns: u64, free: &mut FreeList) {
+        let same = self.held.iter().filter(|held| held.hop == hop).count();
+        if same == HELD_PER_HOP || self.held.is_full() {
+            return self.drop(packet, DropReason::NextHopUnresolved, free);
+        }
+        self.held.push(Held { packet, hop, until_ns: now_ns + HELD_NS });
+    }
+
+    fn expire_held(&mut self, now_ns: u64, free: &mut FreeList) {
+        while let Some(index) = self.held.iter().position(|held| held.until_ns <= now_ns) {
+            let packet = self.held.remove(index).packet;
+            self.drop(packet, DropReason::NextHopUnresolved, free);
+        }
+    }
+
+    fn drop(&self, packet: Packet, reason: DropReason, free: &mut FreeList) {
+        let counters = &self.counters[usize::from(packet.ingress.0)];
+        if reason == DropReason::PartialChecksum {
+            counters.partial_checksums.add(1);
+        }
+        packet.drop_with(reason, &counters.drops, free);
+    }
+}
