@@ -61,11 +61,9 @@ pub(super) fn is_partial(packet: &Packet, seen: &Seen) -> bool {
 fn sum(packet: &Chain, at: usize, len: usize, mut sum: Checksum) -> Checksum {
     let (mut skip, mut left) = (at, len);
     for segment in packet.segments() {
-        let Some(wanted) = segment.get(skip..) else {
-            skip -= segment.len();
-            continue;
-        };
-        skip = 0;
+        let skipped = skip.min(segment.len());
+        skip -= skipped;
+        let wanted = &segment[skipped..];
         let wanted = &wanted[..wanted.len().min(left)];
         sum.add(wanted);
         left -= wanted.len();
