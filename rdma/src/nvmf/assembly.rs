@@ -1,0 +1,91 @@
+//! Collects a PDU's header from a stream that may be cut anywhere.
+
+use super::Fault;
+use super::pdu::{COMMON_BYTES, Common, Header, MAX_HEADER_BYTES};
+
+/// The header that is arriving, or the last one that did.
+#[derive(Clone, Debug)]
+pub(crate) struct Assembly {
+    bytes: [u8; MAX_HEADER_BYTES],
+    have: u8,
+    need: u8,
+}
+
+impl Assembly {
+    pub fn new() -> Assembly {
+        Assembly { bytes: [0; MAX_HEADER_BYTES], have: 0, need: COMMON_BYTES as u8 }
+    }
+
+    /// Takes bytes from the front of `input` and returns how many, and the header once it is
+    /// whole. What is wrong is found as early as the common header is there.
+    pub fn take(&mut self, input: &[u8]) -> (usize, Result<Option<Header>, Fault>) {
+        let mut used = 0;
+        loop {
+            if self.have == self.need && self.need > COMMON_BYTES as u8 {
+                // The last header ended here: a new one begins.
+                (self.have, self.need) = (0, COMMON_BYTES as u8);
+            }
+            let count = usize::from(self.need - self.have).min(input.len() - used);
+            let have = usize::from(self.have);
+            self.bytes[have..have + count].copy_from_slice(&input[used..used + count]);
+            self.have += count as u8;
+            used += count;
+            if self.have < self.need {
+                return (used, Ok(None));
+            }
+            if self.need > COMMON_BYTES as u8 {
+                let header = Header::parse(&self.bytes[..usize::from(self.need)]);
+                return (used, header.map(Some));
+            }
+            let mut common = [0; COMMON_BYTES];
+            common.copy_from_slice(&self.bytes[..COMMON_BYTES]);
+            match Common::parse(&common) {
+                Ok(common) => self.need = common.kind.header_bytes() as u8,
+                Err(fault) => return (used, Err(fault)),
+            }
+        }
+    }
+
+    /// The bytes of the header so far, for a TermReq.
+    pub fn so_far(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.have)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvmf::capsule::Sqe;
+
+    #[test]
+    fn a_header_arrives_in_any_cut() {
+        let mut stream = Vec::new();
+        let headers: Vec<_> =
+            (0..5).map(|cid| Header::command(Sqe::new(2, cid, 1), 0, 0)).collect();
+        for header in &headers {
+            let mut out = [0; MAX_HEADER_BYTES];
+            let len = header.emit(&mut out);
+            stream.extend_from_slice(&out[..len]);
+        }
+        for cut in 1..100 {
+            let mut assembly = Assembly::new();
+            let mut seen = Vec::new();
+            for mut piece in stream.chunks(cut) {
+                while !piece.is_empty() {
+                    let (used, header) = assembly.take(piece);
+                    piece = &piece[used..];
+                    seen.extend(header.unwrap());
+                }
+            }
+            assert_eq!(seen, headers);
+        }
+    }
+
+    #[test]
+    fn a_bad_type_is_found_with_the_eighth_byte() {
+        let mut assembly = Assembly::new();
+        assert_eq!(assembly.take(&[0x55; 7]), (7, Ok(None)));
+        assert_eq!(assembly.take(&[0x55; 9]), (1, Err(Fault::PduType)));
+        assert_eq!(assembly.so_far(), [0x55; 8]);
+    }
+}

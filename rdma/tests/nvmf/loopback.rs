@@ -1,0 +1,222 @@
+//! Initiator against target over a stream that is cut anywhere, with a disk that remembers.
+
+use crate::ends::{Controller, Host, Random, admin_config, names, namespace, subsystem};
+use outboard_rdma::nvmf::capsule::{Sqe, admin};
+use outboard_rdma::nvmf::initiator::{Found, Progress, QueueConfig, Request, Setup, State};
+use outboard_rdma::nvmf::target::{Limits, Subsystem};
+use outboard_rdma::nvmf::{Op, StatusCode};
+
+const BLOCKS: u64 = 4096;
+
+/// Moves bytes both ways until neither side has more to send; no commands are run.
+fn settle(host: &mut Host, end: &mut Controller, subsystem: &mut Subsystem) {
+    while host.queue.has_output() || end.target.has_output() {
+        let bytes = host.transmit(usize::MAX);
+        end.receive(0, &bytes, subsystem).unwrap();
+        let bytes = end.transmit(usize::MAX);
+        host.receive(&bytes).unwrap();
+    }
+}
+
+pub fn set_up(host: &mut Host, end: &mut Controller, subsystem: &mut Subsystem) -> Found {
+    let mut setup = Setup::new(1);
+    for _ in 0..100 {
+        settle(host, end, subsystem);
+        match setup.poll(0, &mut host.queue).unwrap() {
+            Progress::Done(found) => return found,
+            other => assert_eq!(other, Progress::Answer),
+        }
+    }
+    panic!("the set-up did not end");
+}
+
+pub fn io_config(found: &Found, queue: u16, depth: u16, in_capsule_bytes: u32) -> QueueConfig {
+    QueueConfig {
+        queue,
+        depth,
+        keep_alive_ms: 0,
+        in_capsule_bytes,
+        nsid: 1,
+        names: names(found.controller),
+    }
+}
+
+#[test]
+fn the_set_up_finds_what_the_target_says() {
+    let mut subsystem = subsystem(BLOCKS, Limits::DEFAULT);
+    let (mut host, mut end) = (Host::new(admin_config()), Controller::new(128, 0));
+    let found = set_up(&mut host, &mut end, &mut subsystem);
+    let expected = Found {
+        controller: 1,
+        max_in_flight: 128,
+        in_capsule_bytes: 8192,
+        max_transfer_bytes: Some(128 << 10),
+        namespace: namespace(BLOCKS),
+    };
+    assert_eq!(found, expected);
+    host.queue.control(Sqe::new(admin::KEEP_ALIVE, 0, 0), 0);
+    settle(&mut host, &mut end, &mut subsystem);
+    assert!(host.queue.take_control_end().unwrap().status.is_success());
+}
+
+struct Run {
+    seed: u64,
+    depth: u16,
+    in_capsule_bytes: u32,
+    limits: Limits,
+    /// Bytes of data that the target has room for.
+    room: usize,
+    ios: u32,
+}
+
+/// What is known to be in flight: no two I/Os overlap, so that every read has one right answer.
+struct Flight {
+    slot: u16,
+    op: Op,
+    lba: u64,
+    blocks: u64,
+    data: Vec<u8>,
+}
+
+struct Fight {
+    random: Random,
+    host: Host,
+    end: Controller,
+    subsystem: Subsystem,
+    disk: Vec<u8>,
+    model: Vec<u8>,
+    flights: Vec<Flight>,
+    to_target: Vec<u8>,
+    to_host: Vec<u8>,
+    submitted: u32,
+    ended: u32,
+}
+
+impl Fight {
+    fn submit(&mut self, max_blocks: u64) {
+        let (kind, is_small) = (self.random.below(16), self.random.below(2) == 0);
+        let (op, blocks) = match kind {
+            0 => (Op::Flush, 0),
+            1..8 => (Op::Read, 1 + self.random.below(max_blocks)),
+            _ => (Op::Write, 1 + self.random.below(max_blocks)),
+        };
+        // Small ones are as frequent as large ones.
+        let blocks = if is_small { blocks.min(8) } else { blocks };
+        let lba = self.random.below(BLOCKS - blocks);
+        let overlaps = |flight: &Flight| {
+            flight.lba < lba + blocks && lba < flight.lba + flight.blocks && op != Op::Flush
+        };
+        if self.flights.iter().any(overlaps) {
+            return;
+        }
+        let bytes = blocks as usize * 512;
+        let fill = self.random.next();
+        let data: Vec<u8> = (0..bytes).map(|i| (fill >> (i % 57)) as u8 ^ i as u8).collect();
+        let request = Request { op, lba, blocks: blocks as u32, bytes: bytes as u32 };
+        let given = if op == Op::Read { vec![0xee; bytes] } else { data.clone() };
+        if let Some(slot) = self.host.submit(request, given) {
+            self.flights.push(Flight { slot, op, lba, blocks, data });
+            self.submitted += 1;
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Some((ended, data)) = self.host.next_ended() {
+            assert_eq!(ended.status, StatusCode::SUCCESS);
+            let at = self.flights.iter().position(|f| f.slot == ended.slot).unwrap();
+            let flight = self.flights.swap_remove(at);
+            let start = flight.lba as usize * 512;
+            let range = start..start + flight.blocks as usize * 512;
+            match flight.op {
+                Op::Write => self.model[range].copy_from_slice(&flight.data),
+                _ => assert!(data == self.model[range], "a read returned something else"),
+            }
+            self.ended += 1;
+        }
+    }
+
+    /// Hands over a random part of what is under way.
+    fn cut(random: &mut Random, wire: &mut Vec<u8>) -> Vec<u8> {
+        let limit = [1, 7, 24, 100, 5000, 1 << 20][random.below(6) as usize];
+        let count = (random.below(limit) + 1).min(wire.len() as u64);
+        wire.drain(..count as usize).collect()
+    }
+
+    fn turn(&mut self, run: &Run) {
+        if self.submitted < run.ios {
+            for _ in 0..self.random.below(u64::from(run.depth)) + 1 {
+                self.submit(u64::from(run.limits.transfer_bytes) / 512);
+            }
+        }
+        let limit = 1 + self.random.below(200_000) as usize;
+        self.to_target.extend(self.host.transmit(limit));
+        let bytes = Fight::cut(&mut self.random, &mut self.to_target);
+        self.end.receive(0, &bytes, &mut self.subsystem).unwrap();
+        assert!(self.end.held() <= run.room);
+        for _ in 0..self.random.below(4) {
+            if !self.end.running.is_empty() {
+                let index = self.random.below(self.end.running.len() as u64) as usize;
+                self.end.run(index, &mut self.disk);
+            }
+        }
+        let limit = 1 + self.random.below(200_000) as usize;
+        self.to_host.extend(self.end.transmit(limit));
+        let bytes = Fight::cut(&mut self.random, &mut self.to_host);
+        self.host.receive(&bytes).unwrap();
+        self.reap();
+    }
+}
+
+fn fight(run: &Run) {
+    let mut subsystem = subsystem(BLOCKS, run.limits);
+    let mut admin = (Host::new(admin_config()), Controller::new(run.limits.depth, 0));
+    let found = set_up(&mut admin.0, &mut admin.1, &mut subsystem);
+    let config = io_config(&found, 1, run.depth, run.in_capsule_bytes);
+    let mut host = Host::new(config);
+    let mut end = Controller::new(run.limits.depth, run.room);
+    settle(&mut host, &mut end, &mut subsystem);
+    assert_eq!(host.queue.state(), State::Ready { controller: found.controller });
+    let mut fight = Fight {
+        random: Random(run.seed),
+        host,
+        end,
+        subsystem,
+        disk: vec![0; BLOCKS as usize * 512],
+        model: vec![0; BLOCKS as usize * 512],
+        flights: Vec::new(),
+        to_target: Vec::new(),
+        to_host: Vec::new(),
+        submitted: 0,
+        ended: 0,
+    };
+    let mut deepest = 0;
+    for turn in 0.. {
+        fight.turn(run);
+        deepest = deepest.max(fight.host.queue.in_flight());
+        if fight.submitted >= run.ios && fight.flights.is_empty() {
+            break;
+        }
+        assert!(turn < 400_000, "seed {}: stuck with {:?}", run.seed, fight.ended);
+    }
+    assert_eq!(fight.ended, fight.submitted);
+    assert!(fight.disk == fight.model);
+    assert!(fight.end.data.is_empty() && fight.end.running.is_empty());
+    assert_eq!(deepest.min(8), run.depth.min(8), "the queue never filled");
+}
+
+#[test]
+fn thousands_of_ios_read_what_was_written() {
+    let small = |r2t_bytes, h2c_bytes| Limits { r2t_bytes, h2c_bytes, ..Limits::DEFAULT };
+    for (seed, depth, in_capsule_bytes, limits, room) in [
+        (1, 1, 8192, Limits::DEFAULT, 136 << 10),
+        (2, 8, 4096, Limits::DEFAULT, 1 << 20),
+        (3, 128, 8192, Limits::DEFAULT, 256 << 10),
+        (4, 32, 0, small(4096, 4096), 1 << 20),
+        (5, 32, 512, small(8192, 4096), 200 << 10),
+        (6, 16, 8192, small(16384, 5120), 136 << 10),
+        (7, 128, 8192, small(128 << 10, 8192), 4 << 20),
+        (8, 128, 8192, Limits { transfer_bytes: 4096, ..Limits::DEFAULT }, 16 << 10),
+    ] {
+        fight(&Run { seed, depth, in_capsule_bytes, limits, room, ios: 400 });
+    }
+}

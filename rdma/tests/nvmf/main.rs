@@ -1,0 +1,7 @@
+//! Both engines against each other, against a recorded Linux session, and against hostile peers.
+
+mod ends;
+mod golden;
+mod hostile;
+mod loopback;
+mod refusals;
