@@ -4,8 +4,6 @@
 //! documents. Exit code 0: measured, and all content right; 1: not measured, or wrong content;
 //! 2: wrong arguments; 130: interrupted.
 
-#![allow(dead_code)]
-
 mod drivers;
 mod error;
 mod latency;
@@ -15,9 +13,10 @@ mod reference;
 mod report;
 mod schema;
 mod stop;
+mod suite;
 
 use clap::{Parser, Subcommand};
-use drivers::{file, udp};
+use drivers::{afxdp, file, udp, vhost_blk};
 use std::process::ExitCode;
 
 /// Measure tail latency and throughput honestly: Outboard, what one would use instead, and the
@@ -36,16 +35,22 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Udp(udp::UdpArgs),
+    Afxdp(afxdp::AfxdpArgs),
+    VhostBlk(vhost_blk::VhostBlkArgs),
     File(file::FileArgs),
     Reference(reference::ReferenceArgs),
+    Suite(suite::SuiteArgs),
     Report(report::ReportArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Udp(args) => udp::run(&args),
+        Command::Afxdp(args) => afxdp::run(&args),
+        Command::VhostBlk(args) => vhost_blk::run(&args),
         Command::File(args) => file::run(&args),
         Command::Reference(args) => reference::run(&args),
+        Command::Suite(args) => suite::run(&args),
         Command::Report(args) => report::run(&args),
     };
     match outcome {

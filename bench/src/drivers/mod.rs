@@ -1,9 +1,11 @@
 //! Drivers: each puts load on one kind of path and returns one [`Measurement`].
 
+pub mod afxdp;
 pub mod block;
 pub mod file;
 pub mod pattern;
 pub mod udp;
+pub mod vhost_blk;
 
 use crate::error::Error;
 use crate::load::{self, Load, Monotonic, Pace, Tally, Work};
@@ -41,6 +43,9 @@ pub struct LoadArgs {
     /// Write the measurement as JSON (`-`: standard output, instead of the table).
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Measure the cache-line round trip around the run.
+    #[arg(skip = true)]
+    pub calibrate: bool,
     #[command(flatten)]
     pub label: LabelArgs,
 }
@@ -83,6 +88,7 @@ impl LoadArgs {
             warmup,
             core: Some(core),
             json: None,
+            calibrate: true,
             label: LabelArgs::default(),
         }
     }
@@ -149,14 +155,15 @@ pub fn measure<W: Work>(
     load: &Load,
     subject: Subject,
 ) -> Result<Measurement, Error> {
-    let trip_before = cacheline::round_trip_ns();
+    let trip_ns = || args.calibrate.then(cacheline::round_trip_ns).flatten();
+    let trip_before = trip_ns();
     if let Some(core) = args.core {
         pin(core)?;
     }
     let watch = Watch::begin(&args.label.watch);
     let tally = load::run(work, &mut Monotonic, load, stop::flag())?;
     let census = watch.end();
-    let trip_after = cacheline::round_trip_ns();
+    let trip_after = trip_ns();
     let mut measurement = describe(args, load, &tally, subject);
     measurement.census = census;
     measurement.cacheline_ns = trip_before.zip(trip_after).map(|(before, after)| [before, after]);

@@ -240,14 +240,14 @@ mod tests {
             Echo { address, stop, thread: Some(thread) }
         }
 
-        fn client(&self, payload: u16) -> Measurement {
+        fn client(&self, payload: u16, lost_after: f64) -> Measurement {
             let args = UdpArgs {
                 server: None,
                 to: Some(self.address),
                 wait: Wait::Block,
                 payload,
                 netns: None,
-                lost_after: 0.05,
+                lost_after,
                 load: LoadArgs { core: None, ..LoadArgs::closed(4, 0.3, 0.0, 0) },
             };
             client(&args, self.address).unwrap()
@@ -265,7 +265,7 @@ mod tests {
     fn an_honest_echo_is_right_at_every_size() {
         let echo = Echo::start(u64::MAX, |_, _, _| ());
         for payload in [8, 9, 22, 8900] {
-            let measured = echo.client(payload);
+            let measured = echo.client(payload, 10.0);
             assert!(measured.verified > 0 && measured.latency.is_some(), "{payload}");
             assert_eq!((measured.verify_failures, measured.strays), (0, 0), "{payload}");
         }
@@ -277,7 +277,7 @@ mod tests {
             data[15] ^= 4;
             socket.send_to(data, from).unwrap();
         });
-        assert!(echo.client(22).verify_failures > 0);
+        assert!(echo.client(22, 0.05).verify_failures > 0);
     }
 
     #[test]
@@ -286,14 +286,14 @@ mod tests {
             socket.send_to(data, from).unwrap();
             socket.send_to(data, from).unwrap();
         });
-        let measured = echo.client(22);
+        let measured = echo.client(22, 10.0);
         assert!(measured.strays > 0 && measured.verify_failures == 0);
     }
 
     #[test]
     fn swallowed_datagrams_are_lost_and_the_rest_goes_on() {
         let echo = Echo::start(50, |_, _, _| ());
-        let measured = echo.client(22);
+        let measured = echo.client(22, 0.05);
         assert!(measured.lost > 0 && measured.verified > measured.lost);
     }
 
@@ -304,7 +304,7 @@ mod tests {
             socket.send_to(&[0xff; 3], from).unwrap();
             socket.send_to(&[0xff; 40], from).unwrap();
         });
-        let measured = echo.client(22);
+        let measured = echo.client(22, 0.05);
         assert!(measured.strays >= 3 && measured.verify_failures == 0);
     }
 }

@@ -5,6 +5,7 @@ pub mod fingerprint;
 pub mod netns;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The thread cannot run where it should.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,13 @@ pub fn pin(core: usize) -> Result<(), PinError> {
 pub fn cores() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect()
+}
+
+/// The name of something that this process makes; no two are alike.
+pub fn own_name(label: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("obb{}-{number}-{label}", std::process::id())
 }
 
 /// The two cores of a two-sided figure: the generator's and the other side's. On one core both are

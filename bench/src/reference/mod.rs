@@ -7,6 +7,7 @@
 pub mod bare_file;
 pub mod cacheline;
 pub mod memcpy;
+pub mod reflector;
 pub mod ring_echo;
 pub mod sockets;
 pub mod xdp_socket;
@@ -46,6 +47,8 @@ enum What {
     RingEcho(LoadArgs),
     /// memcpy of 4 KiB blocks out of 64 MiB.
     Memcpy(LoadArgs),
+    /// Two AF_XDP sockets on one thread: what comes in on one interface goes out on the other.
+    Reflector(reflector::ReflectorArgs),
     /// Round trip of a cache line between two cores.
     Cacheline,
 }
@@ -57,6 +60,7 @@ pub fn run(args: &ReferenceArgs) -> Result<(), Error> {
         What::Udp(load) => (sockets::udp(load)?, &load.json),
         What::RingEcho(load) => (ring_echo::measure(load)?, &load.json),
         What::Memcpy(load) => (memcpy::measure(load)?, &load.json),
+        What::Reflector(args) => return reflector::run(args),
         What::Cacheline => {
             let trip = cacheline::round_trip_ns();
             let trip = trip.ok_or_else(|| Error::Refused("needs a second core".into()))?;

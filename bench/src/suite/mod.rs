@@ -1,0 +1,203 @@
+//! `suite`: runs that are compared with bounds. A and B alternate, medians count, spreads are kept.
+//!
+//! On two cores a suite has at most one busy thread per core: the generator on the first, the
+//! device under test (Outboard's worker, or a reference) on the second.
+
+pub mod bed;
+mod block;
+mod memory;
+mod net;
+mod steady;
+mod switch_hit;
+mod targets;
+
+use crate::drivers::{command_line, write};
+use crate::error::Error;
+use crate::machine::{census, cores, fingerprint};
+use crate::report::terminal::number;
+use crate::schema::{Fingerprint, Measurement, Report};
+use clap::{Args, ValueEnum};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use targets::{Found, Targets};
+
+/// Measure Outboard beside reference programs and judge it by bench/targets.toml.
+///
+/// Needs root, two cores, and the `outboard` program beside this one. Everything happens in
+/// network namespaces that the suite makes and removes. Figures count only when nothing else runs
+/// on the machine: the thread census in the report shows what did.
+///
+/// Examples:
+///   outboard-bench suite net --quick
+///   outboard-bench suite block --json block.json
+#[derive(Args, Clone, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct SuiteArgs {
+    /// net: frames through AF_XDP ports, the switch, memory. block: disks, local and remote.
+    #[arg(value_enum)]
+    pub suite: SuiteName,
+    /// Three short runs each instead of five long ones; ends within 3 minutes.
+    #[arg(long)]
+    pub quick: bool,
+    /// Write every run's value as JSON (`-`: standard output, instead of the table).
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// A suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SuiteName {
+    /// Frames through AF_XDP ports, the switch, memory.
+    Net,
+    /// Disks, local and remote.
+    Block,
+}
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// Alternations of A and B.
+    rounds: u32,
+    /// Length of a measured window.
+    seconds: f64,
+    /// Before it.
+    warmup: f64,
+}
+
+const QUICK: Effort = Effort { rounds: 3, seconds: 1.0, warmup: 0.3 };
+const FULL: Effort = Effort { rounds: 5, seconds: 3.0, warmup: 0.5 };
+
+/// What a suite has found out so far.
+struct Findings {
+    effort: Effort,
+    targets: Targets,
+    fingerprint: Fingerprint,
+    found: BTreeMap<&'static str, Found>,
+    measurements: Vec<Measurement>,
+}
+
+impl Findings {
+    /// Adds a run's value for an id, with the census that goes with it.
+    fn add(&mut self, id: &'static str, value: f64, of: &Measurement) {
+        let found = self.found.entry(id).or_default();
+        found.runs.push(value);
+        found.threads = census::lines(&of.census);
+        eprintln!("  {id}: {}", number(value));
+    }
+
+    /// Adds a remark to an id, once.
+    fn remark(&mut self, id: &'static str, text: &str) {
+        let found = self.found.entry(id).or_default();
+        if !found.remarks.iter().any(|known| known == text) {
+            found.remarks.push(text.to_owned());
+        }
+    }
+
+    /// Keeps a measurement for the report; a later one of the same path and group replaces it.
+    fn keep(&mut self, m: Measurement) {
+        self.measurements.retain(|old| (&old.path, &old.group) != (&m.path, &m.group));
+        self.measurements.push(m);
+    }
+
+    /// Whether a reference's figure makes the round void; says so.
+    fn is_void(&self, reference: &str, value: f64) -> bool {
+        let void = self.targets.void(reference, &self.fingerprint.cpu, value);
+        if let Some(why) = &void {
+            eprintln!("  {why}");
+        }
+        void.is_some()
+    }
+}
+
+/// How often a round whose reference is void is repeated.
+const VOID_REPEATS: u32 = 3;
+
+/// Runs a suite.
+pub fn run(args: &SuiteArgs) -> Result<(), Error> {
+    if cores().len() < 2 {
+        return Err(Error::Refused(
+            "a suite needs two cores: one for the generator, one for what is measured".into(),
+        ));
+    }
+    let mut findings = Findings {
+        effort: if args.quick { QUICK } else { FULL },
+        targets: Targets::built_in(),
+        fingerprint: fingerprint::take(),
+        found: BTreeMap::new(),
+        measurements: Vec::new(),
+    };
+    let name = match args.suite {
+        SuiteName::Net => "net",
+        SuiteName::Block => "block",
+    };
+    match args.suite {
+        SuiteName::Net => net::run(&mut findings)?,
+        SuiteName::Block => block::run(&mut findings)?,
+    }
+    write(&report(name, findings), args.json.as_deref())
+}
+
+/// Judges what was found.
+fn report(name: &str, findings: Findings) -> Report {
+    let Findings { targets, mut fingerprint, mut found, mut measurements, .. } = findings;
+    fingerprint::complete(&mut fingerprint);
+    for m in &mut measurements {
+        m.command = format!("{} # {}", command_line(), m.name);
+    }
+    Report {
+        fingerprint: Some(fingerprint),
+        targets: targets.judge(name, |id| found.remove(id)),
+        measurements,
+        facts: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn findings() -> Findings {
+        Findings {
+            effort: QUICK,
+            targets: Targets::built_in(),
+            fingerprint: Fingerprint::default(),
+            found: BTreeMap::new(),
+            measurements: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_document_has_the_promised_form() {
+        let mut all = findings();
+        let m = Measurement { path: "Outboard".into(), group: "g".into(), ..<_>::default() };
+        all.add("rss-mib", 180.0, &m);
+        all.add("switch-hit-ns", 41.0, &m);
+        all.remark("switch-hit-ns", "why");
+        all.remark("switch-hit-ns", "why");
+        all.keep(m.clone());
+        all.keep(Measurement { errors: 7, ..m });
+        let report = report("net", all);
+        let json: Value = serde_json::to_value(&report).unwrap();
+        let top: Vec<&String> = json.as_object().unwrap().keys().collect();
+        assert_eq!(top, ["fingerprint", "measurements", "targets"]);
+        assert_eq!(json["measurements"].as_array().unwrap().len(), 1);
+        assert_eq!(json["measurements"][0]["errors"], 7);
+        let rows = json["targets"].as_array().unwrap();
+        for row in rows {
+            for key in ["id", "unit", "runs", "value", "want", "met", "threads", "cause"] {
+                assert!(row.get(key).is_some(), "{key} of {row}");
+            }
+        }
+        let row = |id: &str| rows.iter().find(|row| row["id"] == id).unwrap();
+        assert_eq!(
+            (&row("rss-mib")["met"], &row("rss-mib")["value"]),
+            (&true.into(), &180.0.into())
+        );
+        assert_eq!(row("switch-hit-ns")["met"], false);
+        assert_eq!(row("switch-hit-ns")["cause"], "why");
+        assert_eq!(row("net-p50-vs-kernel")["value"], Value::Null);
+        let back: Report = serde_json::from_value(json).unwrap();
+        assert_eq!(back, report);
+    }
+}

@@ -1,0 +1,260 @@
+//! The net suite: the same one-way pass through a bare reflector, Outboard, and the kernel.
+
+use super::bed::{Daemon, FAR_VTEP, NetBed, Pins, Scratch, TENANT_MTU, VTEP};
+use super::steady::{Steady, steady};
+use super::{Findings, VOID_REPEATS, memory, switch_hit};
+use crate::drivers::afxdp::{self, AfxdpArgs};
+use crate::drivers::{LabelArgs, LoadArgs};
+use crate::error::Error;
+use crate::machine::census::Named;
+use crate::machine::core_pair;
+use crate::reference::reflector::Running;
+use crate::report::terminal::count;
+use crate::schema::Measurement;
+use outboard_wire::Mac;
+use std::net::Ipv4Addr;
+
+const VNI: u32 = 100;
+const TENANT_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const FAR_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The tenant's MAC address, and that of the tenant behind the far end.
+const TENANT_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
+const FAR_TENANT_MAC: Mac = Mac([2, 0, 0, 0, 1, 2]);
+const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 1, 0xfe]);
+/// Frames in flight of a throughput run.
+const WINDOW: u16 = 256;
+/// Above this share of the generator's own ceiling a rate says nothing about the device.
+const GENERATOR_SHARE: f64 = 0.85;
+
+const THROUGHPUT: &str = "one-way pass 64 B, 256 in flight";
+const LATENCY: &str = "one-way pass 64 B, one at a time";
+
+/// What is between the interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Device {
+    Reflector,
+    Outboard,
+    Kernel,
+}
+
+impl Device {
+    fn path(self) -> &'static str {
+        match self {
+            Device::Reflector => "bare AF_XDP reflector",
+            Device::Outboard => "Outboard",
+            Device::Kernel => "kernel bridge + VXLAN",
+        }
+    }
+
+    /// Whom a tenant's frame is addressed to at the link layer.
+    fn dst_mac(self) -> Mac {
+        match self {
+            Device::Outboard => GATEWAY_MAC,
+            Device::Reflector | Device::Kernel => FAR_TENANT_MAC,
+        }
+    }
+}
+
+/// A throughput and a latency run of one device.
+struct Pair {
+    throughput: Measurement,
+    latency: Measurement,
+    remark: Option<String>,
+}
+
+impl Pair {
+    fn p50_ns(&self) -> Result<f64, Error> {
+        percentile(&self.latency, |l| l.p50_ns)
+    }
+
+    fn p99_ns(&self) -> Result<f64, Error> {
+        percentile(&self.latency, |l| l.p99_ns)
+    }
+}
+
+/// A percentile of a run that must have one.
+pub(super) fn percentile(
+    m: &Measurement,
+    of: fn(&crate::schema::Latency) -> Option<u64>,
+) -> Result<f64, Error> {
+    let value = m.latency.as_ref().and_then(of);
+    value.map(|ns| ns as f64).ok_or_else(|| {
+        let (name, lost) = (&m.name, m.lost);
+        Error::Refused(format!("{name}: too few requests ended for a percentile ({lost} lost)"))
+    })
+}
+
+/// Runs everything of the suite.
+pub fn run(findings: &mut Findings) -> Result<(), Error> {
+    let _pins = Pins;
+    {
+        let bed = NetBed::new()?;
+        let ceiling = ceiling(findings, &bed)?;
+        for round in 1..=findings.effort.rounds {
+            eprintln!("round {round} of {}", findings.effort.rounds);
+            self::round(findings, &bed, ceiling)?;
+        }
+    }
+    for _ in 0..findings.effort.rounds {
+        switch(findings)?;
+    }
+    rss(findings)
+}
+
+/// What the generator alone moves between two interfaces that face each other.
+fn ceiling(findings: &Findings, bed: &NetBed) -> Result<f64, Error> {
+    let effort = findings.effort;
+    let load = LoadArgs::closed(WINDOW, effort.seconds, effort.warmup, core_pair().0);
+    let args =
+        AfxdpArgs { tx: "c0".into(), rx: "c1".into(), ..generator(bed, Device::Reflector, load) };
+    let ceiling = afxdp::measure(&args)?.rate_per_s;
+    eprintln!("the generator's ceiling is {} frames/s", count(ceiling));
+    Ok(ceiling)
+}
+
+fn generator(bed: &NetBed, device: Device, load: LoadArgs) -> AfxdpArgs {
+    AfxdpArgs {
+        tx: "t0".into(),
+        rx: "u0".into(),
+        netns: Some(bed.far.name().to_owned()),
+        rx_netns: None,
+        frame: 64,
+        flows: 1,
+        dst_mac: device.dst_mac(),
+        src_mac: TENANT_MAC,
+        dst_ip: FAR_IP,
+        src_ip: TENANT_IP,
+        lost_after: 0.2,
+        load,
+    }
+}
+
+/// Reflector, Outboard, kernel, one after the other; values are ratios inside the round.
+fn round(findings: &mut Findings, bed: &NetBed, ceiling: f64) -> Result<(), Error> {
+    let mut reflector = pass(findings, bed, Device::Reflector, ceiling)?;
+    for _ in 0..VOID_REPEATS {
+        if !findings.is_void("reflector-mpps", reflector.throughput.rate_per_s / 1e6) {
+            break;
+        }
+        reflector = pass(findings, bed, Device::Reflector, ceiling)?;
+    }
+    let outboard = pass(findings, bed, Device::Outboard, ceiling)?;
+    let kernel = pass(findings, bed, Device::Kernel, ceiling)?;
+    let rates = outboard.throughput.rate_per_s / reflector.throughput.rate_per_s.max(1.0);
+    findings.add("net-throughput-vs-reflector", rates, &outboard.throughput);
+    let p50 = outboard.p50_ns()?;
+    findings.add("net-p50-vs-reflector", p50 / reflector.p50_ns()?, &outboard.latency);
+    let p99 = outboard.p99_ns()? / reflector.p99_ns()?;
+    findings.add("net-p99-vs-reflector", p99, &outboard.latency);
+    findings.add("net-p50-vs-kernel", p50 / kernel.p50_ns()?, &outboard.latency);
+    if outboard.throughput.generator_limited {
+        findings.remark("net-throughput-vs-reflector", "limited by the generator");
+    }
+    for pair in [reflector, outboard, kernel] {
+        for id in ["net-throughput-vs-reflector", "net-p50-vs-reflector", "net-p99-vs-reflector"] {
+            pair.remark.iter().for_each(|remark| findings.remark(id, remark));
+        }
+        findings.keep(pair.throughput);
+        findings.keep(pair.latency);
+    }
+    Ok(())
+}
+
+/// Both runs through one device, which is set up before and removed after.
+fn pass(findings: &Findings, bed: &NetBed, device: Device, ceiling: f64) -> Result<Pair, Error> {
+    let effort = findings.effort;
+    let run = |group: &str, depth: u16, watch: &[Named]| {
+        let mut load = LoadArgs::closed(depth, effort.seconds, effort.warmup, core_pair().0);
+        load.calibrate = false;
+        load.label = LabelArgs {
+            name: Some(format!("{}: {group}", device.path())),
+            group: Some(group.to_owned()),
+            path: Some(device.path().to_owned()),
+            medium: Some("veth, native XDP".to_owned()),
+            baseline: device == Device::Reflector,
+            watch: watch.to_vec(),
+            notes: Vec::new(),
+        };
+        afxdp::measure(&generator(bed, device, load))
+    };
+    let both = |watch: &[Named]| Ok((run(THROUGHPUT, WINDOW, watch)?, run(LATENCY, 1, watch)?));
+    let Steady { outcome, trips, remark } = steady(device.path(), || match device {
+        Device::Reflector => {
+            let _running = Running::start("t1", "u1", Some(bed.device.name()))?;
+            both(&[])
+        }
+        Device::Outboard => {
+            let daemon = Daemon::start("net", Some(bed.device.name()), &configuration(&[]))?;
+            both(&[Named { name: "outboard".into(), pid: daemon.pid() }])
+        }
+        Device::Kernel => {
+            let _path = bed.join_by_kernel(VNI, &FAR_TENANT_MAC.to_string())?;
+            both(&[])
+        }
+    })?;
+    let (mut throughput, mut latency) = outcome;
+    throughput.generator_ceiling_per_s = Some(ceiling);
+    throughput.generator_limited = throughput.rate_per_s > GENERATOR_SHARE * ceiling;
+    (throughput.cacheline_ns, latency.cacheline_ns) = (trips, trips);
+    Ok(Pair { throughput, latency, remark })
+}
+
+/// One worker on the second core with the tenant's port and the uplink; `more` are further ports.
+fn configuration(more: &[String]) -> String {
+    let core = core_pair().1;
+    let text = format!(
+        "[runtime]\nmode = \"busy\"\n\n[[worker]]\ncore = {core}\n\n\
+         [[vpc]]\nname = \"one\"\nvni = {VNI}\ngateway = \"10.0.0.254\"\n\
+         gateway_mac = \"{GATEWAY_MAC}\"\n\n\
+         [[vpc.route]]\nto = \"{FAR_IP}/32\"\nvia = \"{FAR_VTEP}\"\n\n\
+         [[uplink]]\nname = \"uplink\"\ninterface = \"u1\"\nvtep = \"{VTEP}\"\n\n\
+         [[port]]\nname = \"tenant\"\ninterface = \"t1\"\nvpc = \"one\"\n\
+         address = \"{TENANT_IP}/24\"\nmac = \"{TENANT_MAC}\"\nmtu = {TENANT_MTU}\n"
+    );
+    more.iter().fold(text, |text, port| text + "\n" + port)
+}
+
+fn switch(findings: &mut Findings) -> Result<(), Error> {
+    let seconds = findings.effort.seconds;
+    let Steady { outcome: cost, remark, .. } = steady("switch", || {
+        crate::machine::pin(core_pair().0)?;
+        switch_hit::measure(seconds)
+    })?;
+    let alone = Measurement::default();
+    findings.add("switch-hit-ns", cost.one_ns, &alone);
+    findings.add("switch-hit-scaling", cost.many_ns / cost.one_ns.max(0.1), &alone);
+    for id in ["switch-hit-ns", "switch-hit-scaling"] {
+        remark.iter().for_each(|remark| findings.remark(id, remark));
+        findings.found.entry(id).or_default().threads =
+            vec![format!("outboard-bench/switch @{} busy", core_pair().0)];
+    }
+    Ok(())
+}
+
+/// Four ports (the uplink is one of them) and a disk; all ports have seen frames.
+fn rss(findings: &mut Findings) -> Result<(), Error> {
+    let bed = NetBed::new()?;
+    let files = Scratch::new(&std::env::temp_dir())?;
+    let mut more = Vec::new();
+    for n in 2..=3 {
+        bed.link(&format!("f{n}"), &format!("p{n}"), TENANT_MTU)?;
+        more.push(format!(
+            "[[port]]\nname = \"tenant-{n}\"\ninterface = \"p{n}\"\nvpc = \"one\"\n\
+             address = \"10.0.0.1{n}/24\"\nmtu = {TENANT_MTU}\n"
+        ));
+    }
+    let directory = files.path().display();
+    more.push(format!(
+        "[[volume]]\nname = \"data\"\nkind = \"file\"\npath = \"{directory}/data.img\"\n\
+         create = \"64MiB\"\n\n[[disk]]\nname = \"vda\"\nvolume = \"data\"\n\
+         socket = \"{directory}/vda.sock\"\n"
+    ));
+    let daemon = Daemon::start("rss", Some(bed.device.name()), &configuration(&more))?;
+    let named = [Named { name: "outboard".into(), pid: daemon.pid() }];
+    let mut load = LoadArgs::closed(WINDOW, 0.5, 0.1, core_pair().0);
+    load.calibrate = false;
+    load.label.watch = named.to_vec();
+    let measured = afxdp::measure(&generator(&bed, Device::Outboard, load))?;
+    findings.add("rss-mib", memory::held_mib(daemon.pid())?, &measured);
+    Ok(())
+}
