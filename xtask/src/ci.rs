@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::test::Totals;
-use crate::{process, setup, test, tidy};
+use crate::{bpf, process, setup, test, tidy};
 use std::time::{Duration, Instant};
 
 /// Runs what every change must pass
@@ -23,6 +23,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "fmt", run: |_| fmt() },
     Stage { name: "clippy", run: |_| clippy() },
     Stage { name: "tidy", run: |_| tidy::run(&tidy::Args {}) },
+    Stage { name: "bpf", run: |_| bpf::check_for_ci() },
     Stage { name: "test", run: test_all },
 ];
 

@@ -6,6 +6,7 @@
 //! they do not build.
 
 mod bench;
+mod bpf;
 mod child;
 mod ci;
 mod demo;
@@ -43,6 +44,7 @@ enum Task {
     Setup(setup::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Bpf(bpf::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
     #[command(hide = true)]
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Bpf(args) => bpf::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Marker(args) => demo::marker::run(&args),

@@ -10,6 +10,7 @@ mod distro;
 mod machine;
 mod packages;
 
+use crate::bpf;
 use crate::error::Error;
 use distro::Distro;
 
@@ -96,6 +97,7 @@ fn walk(change: bool, ebpf: bool) -> Result<(), Error> {
     packages::programs(&distro, change, &mut ledger)?;
     if ebpf {
         packages::ebpf_toolchain(&distro, change, &mut ledger)?;
+        ledger.note("BPF linker", bpf::set_up_linker(change));
     }
     machine::walk(change, &mut ledger);
     if ledger.missing == 0 {
