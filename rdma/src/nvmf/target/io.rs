@@ -1,0 +1,173 @@
+//! I/O commands: checks, slots, and how a write's data comes (NVM 3; TCP 3.4.1).
+
+use super::{Incoming, Slot, Stage, Subsystem, Target};
+use crate::nvmf::capsule::{ALL_NAMESPACES, Sgl, Sqe, StatusCode, nvm};
+use crate::nvmf::outbox::{Entry, Payload};
+use crate::nvmf::pdu::{Common, Header, Transfer};
+use crate::nvmf::{Fault, Op};
+
+/// A command that passed its checks.
+struct Checked {
+    op: Op,
+    bytes: u32,
+    in_capsule: bool,
+}
+
+impl Target {
+    /// Takes an I/O command into a slot, or says why it fails.
+    pub(super) fn io(
+        &mut self,
+        sqe: &Sqe,
+        in_capsule: u32,
+        subsystem: &mut Subsystem,
+    ) -> Result<Option<StatusCode>, Fault> {
+        if self.free.is_empty() {
+            return Err(Fault::QueueOverrun);
+        }
+        let checked = match self.check(sqe, in_capsule, subsystem) {
+            Ok(checked) => checked,
+            Err(status) => {
+                self.discard(in_capsule);
+                return Ok(Some(status.do_not_retry()));
+            }
+        };
+        let Some(slot) = self.free.pop() else { return Err(Fault::QueueOverrun) };
+        let Checked { op, bytes, in_capsule } = checked;
+        let needs_place = op != Op::Flush;
+        self.slots[usize::from(slot)] = Slot {
+            stage: if needs_place { Stage::Waiting } else { Stage::Ready },
+            cid: sqe.cid(),
+            op,
+            is_durable: op == Op::Write && sqe.force_unit_access(),
+            in_capsule,
+            is_asking: false,
+            lba: sqe.lba(),
+            bytes,
+            received: 0,
+            asked: if in_capsule { bytes } else { 0 },
+        };
+        if needs_place {
+            self.waiting.push_back(slot);
+        } else {
+            self.ready.push_back(slot);
+        }
+        if in_capsule {
+            self.incoming = Incoming::Data { slot, left: bytes };
+        }
+        Ok(None)
+    }
+
+    fn check(
+        &self,
+        sqe: &Sqe,
+        in_capsule: u32,
+        subsystem: &mut Subsystem,
+    ) -> Result<Checked, StatusCode> {
+        let member = self.member.ok_or(StatusCode::COMMAND_SEQUENCE)?;
+        let controller = subsystem.controller(member).ok_or(StatusCode::COMMAND_SEQUENCE)?;
+        if !controller.is_ready() {
+            return Err(StatusCode::COMMAND_SEQUENCE);
+        }
+        if !sqe.has_plain_flags() {
+            return Err(StatusCode::INVALID_FIELD);
+        }
+        // With all entries of the queue taken there is one slot per entry: few to look at, and
+        // none at depth 1.
+        let is_busy = self.free.len() < self.slots.len();
+        if is_busy && self.slots.iter().any(|s| s.stage != Stage::Free && s.cid == sqe.cid()) {
+            return Err(StatusCode::CID_CONFLICT);
+        }
+        let op = match sqe.opcode() {
+            nvm::READ => Op::Read,
+            nvm::WRITE => Op::Write,
+            nvm::FLUSH => Op::Flush,
+            _ => return Err(StatusCode::INVALID_OPCODE),
+        };
+        let is_known = sqe.nsid() == 1 || op == Op::Flush && sqe.nsid() == ALL_NAMESPACES;
+        if !is_known {
+            return Err(StatusCode::INVALID_NAMESPACE);
+        }
+        if op == Op::Flush {
+            let is_plain = in_capsule == 0;
+            let flush = Checked { op, bytes: 0, in_capsule: false };
+            return is_plain.then_some(flush).ok_or(StatusCode::SGL_LENGTH);
+        }
+        let bytes = range(op, sqe, subsystem)?;
+        let in_capsule = placement(op, sqe, bytes, in_capsule)?;
+        Ok(Checked { op, bytes, in_capsule })
+    }
+
+    /// Asks for the next part of a write's data.
+    pub(super) fn ask(&mut self, slot: u16, r2t_bytes: u32) {
+        let state = &mut self.slots[usize::from(slot)];
+        let offset = state.received;
+        let len = r2t_bytes.min(state.bytes - offset);
+        state.asked = offset + len;
+        state.is_asking = true;
+        let header = Header::r2t(Transfer { cid: state.cid, tag: slot, offset, len });
+        self.outbox.push(Entry::new(&header, Payload::None, Some(slot)));
+    }
+
+    /// An H2CData PDU's header: its data must be what was asked for, next in order.
+    pub(super) fn data(
+        &mut self,
+        common: &Common,
+        transfer: &Transfer,
+        subsystem: &Subsystem,
+    ) -> Result<(), Fault> {
+        let Some(state) = self.slots.get(usize::from(transfer.tag)) else {
+            return Err(Fault::UnknownTransfer);
+        };
+        if state.stage != Stage::Receiving || state.in_capsule || state.is_asking {
+            return Err(Fault::UnknownTransfer);
+        }
+        if state.cid != transfer.cid {
+            return Err(Fault::UnknownCommand);
+        }
+        if transfer.len > subsystem.limits.h2c_bytes {
+            return Err(Fault::DataLimit);
+        }
+        if transfer.offset != state.received {
+            return Err(Fault::DataOrder);
+        }
+        if transfer.len == 0 || transfer.len > state.asked - state.received {
+            return Err(Fault::DataRange);
+        }
+        self.pad = common.pad_bytes();
+        self.incoming = Incoming::Data { slot: transfer.tag, left: transfer.len };
+        Ok(())
+    }
+}
+
+/// The length of a read's or write's data in bytes.
+fn range(op: Op, sqe: &Sqe, subsystem: &Subsystem) -> Result<u32, StatusCode> {
+    let namespace = &subsystem.namespace;
+    if op == Op::Write && namespace.read_only {
+        return Err(StatusCode::WRITE_PROTECTED);
+    }
+    let blocks = u64::from(sqe.blocks());
+    let bytes = blocks * u64::from(namespace.block_bytes);
+    if bytes > u64::from(subsystem.limits.transfer_bytes) {
+        return Err(StatusCode::INVALID_FIELD);
+    }
+    match sqe.lba().checked_add(blocks) {
+        Some(end) if end <= namespace.blocks => Ok(bytes as u32),
+        _ => Err(StatusCode::LBA_RANGE),
+    }
+}
+
+/// Whether the data is in the capsule; the descriptor must say what is so.
+fn placement(op: Op, sqe: &Sqe, bytes: u32, in_capsule: u32) -> Result<bool, StatusCode> {
+    match sqe.sgl() {
+        Sgl::InCapsule { offset: 0, len } if op == Op::Write => {
+            let is_whole = len == bytes && in_capsule == bytes;
+            is_whole.then_some(true).ok_or(StatusCode::SGL_LENGTH)
+        }
+        Sgl::InCapsule { .. } if op == Op::Write => Err(StatusCode::SGL_OFFSET),
+        Sgl::InCapsule { .. } | Sgl::Unknown => Err(StatusCode::SGL_TYPE),
+        Sgl::Transport { len } => {
+            let is_whole = len == bytes && in_capsule == 0;
+            is_whole.then_some(false).ok_or(StatusCode::SGL_LENGTH)
+        }
+    }
+}

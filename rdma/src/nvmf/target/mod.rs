@@ -1,0 +1,601 @@
+//! The controller's end of one connection: a queue of a controller in the shared [`Subsystem`].
+//!
+//! The engine answers admin and Fabrics commands itself. I/O commands it returns:
+//! 1. [`Target::waiting`] names the next command that needs a place for its data; the caller
+//!    provides one and says [`Target::grant`]. Until then nothing of a capsule's data is taken,
+//!    and no R2T goes out: a shortage of memory holds the host back. Data that was asked for may
+//!    come behind a capsule with data, so memory for one capsule ([`IN_CAPSULE_BYTES`]) must
+//!    never be given to a command [`by_request`](Waiting::by_request): they would wait for each
+//!    other. Everything else that holds memory ends by itself.
+//! 2. [`Target::next_command`] returns commands to run: reads, flushes, and writes whose data is
+//!    all in place.
+//! 3. The caller says [`Target::complete`]; a read's data must stay until the slot is released
+//!    through [`Target::sent`].
+
+mod admin;
+mod io;
+mod subsystem;
+
+pub use subsystem::{Limits, MAX_IO_QUEUES, Subsystem};
+
+use super::assembly::Assembly;
+use super::capsule::{Cqe, Sgl, Sqe, StatusCode, admin as opcode};
+use super::fabrics::{CONNECT_BYTES, fctype};
+use super::identify::IDENTIFY_BYTES;
+pub use super::identify::IN_CAPSULE_BYTES;
+use super::outbox::{Entry, Outbox, Payload, Pieces};
+use super::pdu::{self, Body, Common, Header, Init, Kind, TERM_DATA_BYTES, Transfer};
+use super::{Fault, Op, Want};
+use std::collections::VecDeque;
+use subsystem::Member;
+
+/// Responses that belong to no slot (errors, admin commands) and may wait to be sent; the host's
+/// next commands are not taken while so many do.
+const LOOSE_RESPONSES: u16 = 8;
+
+/// A command that needs a place for its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Names it until it is released.
+    pub slot: u16,
+    /// Length of the data.
+    pub bytes: u32,
+    /// The data is a write's and comes when it is asked for, perhaps behind other capsules.
+    pub by_request: bool,
+}
+
+/// A command for the caller to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Names it until it is released.
+    pub slot: u16,
+    /// What to do.
+    pub op: Op,
+    /// First block.
+    pub lba: u64,
+    /// Length of the data; 0 for a flush.
+    pub bytes: u32,
+    /// A write that must be durable when it ends (FUA).
+    pub is_durable: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Free,
+    /// Needs a place for its data.
+    Waiting,
+    /// Its data is arriving.
+    Receiving,
+    /// To be run.
+    Ready,
+    /// With the caller.
+    Running,
+    /// Its response is in the outbox.
+    Responding,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    stage: Stage,
+    cid: u16,
+    op: Op,
+    is_durable: bool,
+    /// The data is in the capsule.
+    in_capsule: bool,
+    /// An R2T is in the outbox: data cannot come yet.
+    is_asking: bool,
+    lba: u64,
+    bytes: u32,
+    received: u32,
+    /// How far data has been asked for.
+    asked: u32,
+}
+
+/// What the next received bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Incoming {
+    Header,
+    /// Data that nobody wants: of a command that failed already.
+    Discard {
+        left: u32,
+    },
+    /// A Connect command's data, to the page.
+    Connect {
+        at: u32,
+    },
+    /// A slot's data.
+    Data {
+        slot: u16,
+        left: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing but ICReq may come.
+    New,
+    /// Nothing but Connect may come.
+    Initialized,
+    /// The queue of a controller.
+    Connected,
+    Failed(Fault),
+}
+
+/// The controller's end of one connection.
+#[derive(Clone, Debug)]
+pub struct Target {
+    phase: Phase,
+    member: Option<Member>,
+    queue: u16,
+    /// Entries, 0-based, as Connect said.
+    queue_size: u16,
+    has_flow_control: bool,
+    sq_head: u16,
+    /// Alignment of data that the host asked for (HPDA).
+    alignment: u8,
+    assembly: Assembly,
+    /// Padding before `incoming`.
+    pad: u32,
+    incoming: Incoming,
+    outbox: Outbox,
+    loose: u16,
+    /// The page is being sent.
+    is_page_busy: bool,
+    slots: Box<[Slot]>,
+    free: Vec<u16>,
+    waiting: VecDeque<u16>,
+    /// Writes whose data was asked for and has not all come.
+    asking: u16,
+    ready: VecDeque<u16>,
+    connect: Sqe,
+    page: Box<[u8]>,
+}
+
+/// Room in the page for the header that a TermReq repeats.
+const TERM_AT: usize = IDENTIFY_BYTES;
+
+impl Target {
+    /// A connection that nothing has come from yet. `depth` is that of the subsystem's limits.
+    pub fn new(depth: u16) -> Target {
+        // A host may have as many commands outstanding as the queue has entries.
+        let slots = usize::from(depth) + 1;
+        let slot = Slot {
+            stage: Stage::Free,
+            cid: 0,
+            op: Op::Flush,
+            is_durable: false,
+            in_capsule: false,
+            is_asking: false,
+            lba: 0,
+            bytes: 0,
+            received: 0,
+            asked: 0,
+        };
+        Target {
+            phase: Phase::New,
+            member: None,
+            queue: 0,
+            queue_size: 0,
+            has_flow_control: true,
+            sq_head: 0,
+            alignment: 0,
+            assembly: Assembly::new(),
+            pad: 0,
+            incoming: Incoming::Header,
+            // One per slot, the loose ones, ICResp, a TermReq.
+            outbox: Outbox::new(slots + usize::from(LOOSE_RESPONSES) + 2),
+            loose: 0,
+            is_page_busy: false,
+            slots: vec![slot; slots].into_boxed_slice(),
+            free: (0..slots as u16).rev().collect(),
+            waiting: VecDeque::with_capacity(slots),
+            asking: 0,
+            ready: VecDeque::with_capacity(slots),
+            connect: Sqe([0; 64]),
+            page: vec![0; IDENTIFY_BYTES + TERM_DATA_BYTES].into_boxed_slice(),
+        }
+    }
+
+    /// Begins anew for another connection; nothing is allocated.
+    pub fn reset(&mut self) {
+        self.phase = Phase::New;
+        self.member = None;
+        (self.queue, self.queue_size, self.sq_head, self.alignment) = (0, 0, 0, 0);
+        self.has_flow_control = true;
+        self.assembly = Assembly::new();
+        (self.pad, self.incoming) = (0, Incoming::Header);
+        self.outbox.clear();
+        (self.loose, self.is_page_busy) = (0, false);
+        for slot in &mut self.slots {
+            slot.stage = Stage::Free;
+        }
+        self.free.clear();
+        self.free.extend((0..self.slots.len() as u16).rev());
+        self.waiting.clear();
+        self.asking = 0;
+        self.ready.clear();
+    }
+
+    /// Slots: numbers below this name commands.
+    pub fn slots(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    /// Whether Connect has succeeded: before, the peer is nobody.
+    pub fn is_connected(&self) -> bool {
+        self.phase == Phase::Connected
+    }
+
+    /// Whether this is a connected admin queue.
+    pub fn is_admin(&self) -> bool {
+        self.is_connected() && self.queue == 0
+    }
+
+    /// What ended the connection, if a violation did; when the output is sent, close it.
+    pub fn fault(&self) -> Option<Fault> {
+        match self.phase {
+            Phase::Failed(fault) => Some(fault),
+            _ => None,
+        }
+    }
+
+    /// Whether the controller or the queue that this connection belonged to has ended: close it.
+    pub fn is_orphan(&self, subsystem: &Subsystem) -> bool {
+        self.member.is_some_and(|member| !subsystem.has(member, self.queue))
+    }
+
+    /// The connection has ended: the queue leaves its controller, or the controller ends.
+    pub fn leave(&mut self, subsystem: &mut Subsystem) {
+        if let Some(member) = self.member.take() {
+            subsystem.leave(member, self.queue);
+        }
+    }
+
+    /// Whether data that was asked for, or the rest of a PDU, is outstanding: a host that lets it
+    /// wait forever holds memory.
+    pub fn is_owed_data(&self) -> bool {
+        self.asking > 0 || self.incoming != Incoming::Header && !self.is_held()
+    }
+
+    /// The next command that needs a place for its data.
+    #[inline]
+    pub fn waiting(&self) -> Option<Waiting> {
+        let next = if self.must_overtake() { self.waiting.back() } else { self.waiting.front() };
+        let slot = *next?;
+        let Slot { op, bytes, in_capsule, .. } = self.slots[usize::from(slot)];
+        Some(Waiting { slot, bytes, by_request: op == Op::Write && !in_capsule })
+    }
+
+    /// Whether the last command to come, whose capsule holds up the stream, goes first: data that
+    /// was asked for comes behind it, and the first in line may wait for that data's memory.
+    /// Nothing is asked for meanwhile but in line, so the first in line has its turn.
+    fn must_overtake(&self) -> bool {
+        self.asking > 0 && self.is_held()
+    }
+
+    /// Whether the stream stands at the data of a capsule that has no place yet.
+    fn is_held(&self) -> bool {
+        let Incoming::Data { slot, .. } = self.incoming else { return false };
+        self.slots[usize::from(slot)].stage == Stage::Waiting
+    }
+
+    /// The command that [`waiting`](Self::waiting) named has a place for its data.
+    pub fn grant(&mut self, subsystem: &Subsystem) {
+        let overtakes = self.must_overtake();
+        let next = if overtakes { self.waiting.pop_back() } else { self.waiting.pop_front() };
+        let Some(slot) = next else { return };
+        let state = &mut self.slots[usize::from(slot)];
+        match state.op {
+            Op::Write => {
+                state.stage = Stage::Receiving;
+                if !state.in_capsule {
+                    self.asking += 1;
+                    self.ask(slot, subsystem.limits.r2t_bytes);
+                }
+            }
+            Op::Read | Op::Flush => {
+                state.stage = Stage::Ready;
+                self.ready.push_back(slot);
+            }
+        }
+    }
+
+    /// Takes the next command to run.
+    #[inline]
+    pub fn next_command(&mut self) -> Option<Command> {
+        let slot = self.ready.pop_front()?;
+        let state = &mut self.slots[usize::from(slot)];
+        state.stage = Stage::Running;
+        let Slot { op, lba, bytes, is_durable, .. } = *state;
+        Some(Command { slot, op, lba, bytes, is_durable })
+    }
+
+    /// A command that [`next_command`](Self::next_command) returned has ended.
+    pub fn complete(&mut self, slot: u16, status: StatusCode) {
+        let state = self.slots[usize::from(slot)];
+        assert!(state.stage == Stage::Running, "slot {slot} was not running");
+        self.slots[usize::from(slot)].stage = Stage::Responding;
+        if self.fault().is_some() {
+            return;
+        }
+        let response = Header::response(self.cqe(state.cid, status, 0));
+        if state.op != Op::Read || !status.is_success() {
+            self.outbox.push(Entry::new(&response, Payload::None, Some(slot)));
+            return;
+        }
+        let transfer = Transfer { cid: state.cid, tag: 0, offset: 0, len: state.bytes };
+        let payload = Payload::Place { offset: 0, len: state.bytes };
+        // The response capsule carries the queue's head pointer; without flow control it says
+        // nothing that the data PDU cannot say (TCP 3.4.2).
+        let flags = if self.has_flow_control { pdu::LAST } else { pdu::LAST | pdu::SUCCESS };
+        let header = Header::data(Kind::ControllerData, flags, transfer, self.alignment);
+        let entry = Entry::new(&header, payload, Some(slot));
+        let entry = if self.has_flow_control { entry.with_trailer(&response) } else { entry };
+        self.outbox.push(entry);
+    }
+
+    /// What is to be sent, in order.
+    pub fn pieces(&self) -> Pieces<'_> {
+        self.outbox.pieces(&self.page)
+    }
+
+    /// Whether there is something to send.
+    #[inline]
+    pub fn has_output(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// `bytes` of the pieces have been sent; `release` is told the slots that ended with it,
+    /// whose data the engine refers to no more.
+    pub fn sent(&mut self, mut bytes: usize, mut release: impl FnMut(u16)) {
+        while let Some(entry) = self.outbox.advance(&mut bytes) {
+            let Some(slot) = entry.slot else {
+                self.loose -= 1;
+                self.is_page_busy &= !entry.is_from_page();
+                continue;
+            };
+            let state = &mut self.slots[usize::from(slot)];
+            if state.stage == Stage::Responding {
+                state.stage = Stage::Free;
+                self.free.push(slot);
+                release(slot);
+            } else {
+                state.is_asking = false;
+            }
+        }
+    }
+
+    /// Where the next received bytes belong.
+    #[inline]
+    pub fn wants(&self) -> Want {
+        if matches!(self.phase, Phase::Failed(_)) {
+            return Want::Nothing;
+        }
+        match self.incoming {
+            Incoming::Data { .. } if self.is_held() => Want::Nothing,
+            Incoming::Data { slot, left } if self.pad == 0 => {
+                let offset = self.slots[usize::from(slot)].received;
+                Want::Data { slot, offset, len: left }
+            }
+            Incoming::Header if self.is_page_busy || self.loose >= LOOSE_RESPONSES => Want::Nothing,
+            _ => Want::Engine,
+        }
+    }
+
+    /// Takes bytes from the front of what was received while they belong to the engine, and
+    /// returns how many. A fault is final: a TermReq is to be sent, then the connection closed.
+    pub fn receive(
+        &mut self,
+        now_ns: u64,
+        bytes: &[u8],
+        subsystem: &mut Subsystem,
+    ) -> Result<usize, Fault> {
+        let mut at = 0;
+        while at < bytes.len() && self.wants() == Want::Engine {
+            let step = self.step(now_ns, &bytes[at..], subsystem);
+            at += step.inspect_err(|fault| self.fail(*fault))?;
+        }
+        match self.phase {
+            Phase::Failed(fault) => Err(fault),
+            _ => Ok(at),
+        }
+    }
+
+    /// `bytes` of the data that [`wants`](Self::wants) named are in place.
+    pub fn placed(&mut self, bytes: u32, subsystem: &Subsystem) {
+        let Incoming::Data { slot, left } = &mut self.incoming else { return };
+        debug_assert!(bytes <= *left);
+        *left -= bytes;
+        let (slot, left) = (*slot, *left);
+        let state = &mut self.slots[usize::from(slot)];
+        state.received += bytes;
+        if left > 0 {
+            return;
+        }
+        self.incoming = Incoming::Header;
+        if state.received == state.bytes {
+            state.stage = Stage::Ready;
+            self.asking -= u16::from(!state.in_capsule);
+            self.ready.push_back(slot);
+        } else if state.received == state.asked {
+            self.ask(slot, subsystem.limits.r2t_bytes);
+        }
+    }
+
+    fn step(
+        &mut self,
+        now_ns: u64,
+        bytes: &[u8],
+        subsystem: &mut Subsystem,
+    ) -> Result<usize, Fault> {
+        if self.pad > 0 {
+            let used = bytes.len().min(self.pad as usize);
+            self.pad -= used as u32;
+            return Ok(used);
+        }
+        match &mut self.incoming {
+            Incoming::Header => {
+                let (used, header) = self.assembly.take(bytes);
+                if let Some(header) = header? {
+                    self.dispatch(now_ns, &header, subsystem)?;
+                }
+                Ok(used)
+            }
+            Incoming::Discard { left } => {
+                let used = bytes.len().min(*left as usize);
+                *left -= used as u32;
+                if *left == 0 {
+                    self.incoming = Incoming::Header;
+                }
+                Ok(used)
+            }
+            Incoming::Connect { at } => {
+                let start = *at as usize;
+                let used = bytes.len().min(CONNECT_BYTES - start);
+                self.page[start..start + used].copy_from_slice(&bytes[..used]);
+                *at += used as u32;
+                if start + used == CONNECT_BYTES {
+                    self.incoming = Incoming::Header;
+                    self.finish_connect(now_ns, subsystem);
+                }
+                Ok(used)
+            }
+            Incoming::Data { .. } => Ok(0),
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        now_ns: u64,
+        header: &Header,
+        subsystem: &mut Subsystem,
+    ) -> Result<(), Fault> {
+        let kind = header.common.kind;
+        if !kind.is_from_host() {
+            return Err(Fault::PduType);
+        }
+        if (kind == Kind::IcReq) != (self.phase == Phase::New) && kind != Kind::HostTerm {
+            return Err(Fault::PduSequence);
+        }
+        match (kind, &header.body) {
+            (Kind::IcReq, Body::Init(init)) => self.initialize(init, subsystem),
+            (Kind::Command, Body::Command(sqe)) => {
+                self.command(now_ns, &header.common, sqe, subsystem)
+            }
+            (Kind::HostData, Body::Transfer(transfer)) => {
+                self.data(&header.common, transfer, subsystem)
+            }
+            (Kind::HostTerm, _) => Err(Fault::Terminated),
+            _ => Err(Fault::PduType),
+        }
+    }
+
+    fn initialize(&mut self, init: &Init, subsystem: &Subsystem) -> Result<(), Fault> {
+        if init.version != 0 {
+            return Err(Fault::Version);
+        }
+        if init.alignment > 31 {
+            return Err(Fault::Parameter);
+        }
+        self.alignment = init.alignment;
+        self.phase = Phase::Initialized;
+        // Whatever digests the host asked for, none are agreed to (TCP 3.6.2.3).
+        let limit = subsystem.limits.h2c_bytes;
+        let answer = Init { version: 0, alignment: 0, digests: 0, limit };
+        self.push_loose(Entry::new(&Header::init(Kind::IcResp, answer), Payload::None, None));
+        Ok(())
+    }
+
+    fn command(
+        &mut self,
+        now_ns: u64,
+        common: &Common,
+        sqe: &Sqe,
+        subsystem: &mut Subsystem,
+    ) -> Result<(), Fault> {
+        let in_capsule = common.data_bytes();
+        if in_capsule > IN_CAPSULE_BYTES {
+            return Err(Fault::DataLimit);
+        }
+        if self.has_flow_control && self.queue_size > 0 {
+            self.sq_head = (self.sq_head + 1) % (self.queue_size + 1);
+        }
+        self.pad = common.pad_bytes();
+        let answer = match self.phase {
+            Phase::Initialized => self.begin_connect(sqe, in_capsule),
+            _ if self.queue == 0 => {
+                self.discard(in_capsule);
+                self.admin(now_ns, sqe, subsystem)
+            }
+            _ if sqe.opcode() == opcode::FABRICS => {
+                self.discard(in_capsule);
+                Some((self.unexpected_fabrics(sqe), 0))
+            }
+            _ => self.io(sqe, in_capsule, subsystem)?.map(|status| (status, 0)),
+        };
+        if let Some((status, result)) = answer {
+            self.respond(sqe.cid(), status, result);
+        }
+        Ok(())
+    }
+
+    /// On an I/O queue: a second Connect is out of turn, anything else is of the admin queue.
+    fn unexpected_fabrics(&self, sqe: &Sqe) -> StatusCode {
+        match sqe.fctype() {
+            fctype::CONNECT => StatusCode::COMMAND_SEQUENCE.do_not_retry(),
+            _ => StatusCode::INVALID_OPCODE.do_not_retry(),
+        }
+    }
+
+    /// Passes over data in the capsule.
+    fn discard(&mut self, bytes: u32) {
+        if bytes > 0 {
+            self.incoming = Incoming::Discard { left: bytes };
+        }
+    }
+
+    /// Connect, before its data has come; anything else is out of turn.
+    fn begin_connect(&mut self, sqe: &Sqe, in_capsule: u32) -> Option<(StatusCode, u64)> {
+        let is_connect = sqe.opcode() == opcode::FABRICS && sqe.fctype() == fctype::CONNECT;
+        let is_whole = in_capsule as usize == CONNECT_BYTES
+            && sqe.sgl() == Sgl::InCapsule { offset: 0, len: in_capsule };
+        if is_connect && is_whole {
+            self.connect = *sqe;
+            self.incoming = Incoming::Connect { at: 0 };
+            return None;
+        }
+        self.discard(in_capsule);
+        let status = if is_connect { StatusCode::SGL_LENGTH } else { StatusCode::COMMAND_SEQUENCE };
+        Some((status.do_not_retry(), 0))
+    }
+
+    fn cqe(&self, cid: u16, status: StatusCode, result: u64) -> Cqe {
+        let sq_head = if self.has_flow_control { self.sq_head } else { 0xffff };
+        Cqe { result, sq_head, sq_id: self.queue, cid, status }
+    }
+
+    /// A response that belongs to no slot.
+    fn respond(&mut self, cid: u16, status: StatusCode, result: u64) {
+        let header = Header::response(self.cqe(cid, status, result));
+        self.push_loose(Entry::new(&header, Payload::None, None));
+    }
+
+    fn push_loose(&mut self, entry: Entry) {
+        self.loose += 1;
+        self.outbox.push(entry);
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        self.phase = Phase::Failed(fault);
+        let kept = self.outbox.cancel_unsent();
+        self.loose = kept;
+        if let Some((status, field)) = fault.term() {
+            let offending = self.assembly.so_far();
+            let len = offending.len().min(TERM_DATA_BYTES);
+            self.page[TERM_AT..TERM_AT + len].copy_from_slice(&offending[..len]);
+            let header = Header::term(Kind::ControllerTerm, status, field, len as u32);
+            let payload = Payload::Page { offset: TERM_AT as u16, len: len as u16 };
+            self.push_loose(Entry::new(&header, payload, None));
+        }
+    }
+}
