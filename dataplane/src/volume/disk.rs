@@ -323,16 +323,10 @@ impl Disk {
         if driven.stopping {
             return 0;
         }
-        let queue = &mut driven.with.queue;
-        if queue.memory().is_torn() && queue.broken().is_none() {
-            queue.break_by(QueueFault::MemoryTorn);
-        }
-        let waiting = match queue.fetch() {
-            Ok(waiting) => waiting,
-            Err(_) => {
-                self.tell_broken(ring);
-                return 0;
-            }
+        let fetched = driven.with.queue.fetch();
+        let (Ok(waiting), false) = (fetched, driven.with.queue.memory().is_torn()) else {
+            self.tell_broken(ring);
+            return 0;
         };
         let mut taken = 0;
         while taken < waiting.min(BURST) && self.parked.is_none() && !self.free.is_empty() {
@@ -466,12 +460,17 @@ impl Disk {
     /// Counts a broken ring and tells its front end, once.
     fn tell_broken(&mut self, ring: u16) {
         let Some(driven) = &mut self.rings[usize::from(ring)] else { return };
-        let Some(fault) = driven.with.queue.broken() else { return };
-        if !std::mem::replace(&mut driven.told_broken, true) {
-            self.counters.faults.count(fault);
-            if let Some(error) = &driven.with.error {
-                error.signal();
-            }
+        if std::mem::replace(&mut driven.told_broken, true) {
+            return;
+        }
+        // Memory that was taken away reads as zeros: whatever else looks wrong follows from it.
+        if driven.with.queue.memory().is_torn() {
+            driven.with.queue.break_by(QueueFault::MemoryTorn);
+        }
+        let fault = driven.with.queue.broken();
+        self.counters.faults.count(fault.expect("told only of what is broken"));
+        if let Some(error) = &driven.with.error {
+            error.signal();
         }
     }
 }

@@ -202,13 +202,17 @@ impl Rig {
         let stopping = Arc::clone(&stop);
         let worker = std::thread::spawn(move || {
             let mut done = Dones::new();
+            let mut idle = 0u32;
             while !stopping.load(Ordering::Relaxed) {
                 let mut work = 0;
                 for (disk, volume) in &mut disks {
                     work += turn(disk, volume, &mut done);
                 }
-                if work == 0 {
-                    std::thread::yield_now();
+                idle = if work == 0 { idle.saturating_add(1) } else { 0 };
+                match idle {
+                    0 => {}
+                    1..2000 => std::thread::yield_now(),
+                    _ => std::thread::sleep(Duration::from_micros(100)),
                 }
             }
         });

@@ -1,0 +1,414 @@
+//! Front ends that come, go, change their mind, and die.
+
+use crate::io::{OK, options};
+use crate::rig::{Content, Gate, Gated, PATIENCE, Rig, geometry, io, until, wait};
+use outboard::virtio::blk::BlkShape;
+use outboard::virtio::driver::{BlkDriver, DriverOp};
+use outboard::virtio::driver_ring::{DESC_NEXT, DESC_WRITE, DriverRing};
+use outboard::virtio::fault::QueueFault;
+use outboard::virtio::mailbox::mailbox;
+use outboard::virtio::vhost_user::{DiskLink, Session, is_harmless};
+use outboard_dma::{GuestMemory, GuestRegion};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::{
+    Frontend, VhostUserBackendReqHandlerMut, VhostUserFrontend, VhostUserProtocolFeatures,
+};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+const GUEST: u64 = 0x1000_0000;
+const USER: u64 = 0x7200_0000_0000;
+const BYTES: u64 = 1 << 20;
+
+fn gated(depth: usize, queues: u16) -> (Rig, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let volume = Gated::new(geometry(512, 1 << 20, false), depth, &gate);
+    (Rig::start(vec![(Content::Gated(volume), queues)]), gate)
+}
+
+/// A front end that speaks message by message, with memory of a name of its own.
+struct Manual {
+    frontend: Frontend,
+    memory: Arc<GuestMemory>,
+    region: GuestRegion,
+    file: File,
+    ring: DriverRing,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl Manual {
+    fn connect(path: &Path, name: &std::ffi::CStr) -> Manual {
+        let stream = UnixStream::connect(path).unwrap();
+        let mut frontend = Frontend::from_stream(stream, 1);
+        let features = frontend.get_features().unwrap();
+        frontend.get_protocol_features().unwrap();
+        let protocol = VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK;
+        frontend.set_protocol_features(protocol).unwrap();
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        frontend.set_owner().unwrap();
+        frontend.set_features(features).unwrap();
+        let file = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(file);
+        file.set_len(BYTES + 4096).unwrap();
+        let region = GuestRegion {
+            guest_address: GUEST,
+            bytes: BYTES,
+            user_address: USER,
+            file_offset_bytes: 4096,
+        };
+        let memory = GuestMemory::map(&[(region, file.try_clone().unwrap())]).unwrap();
+        let ring = DriverRing::new(&memory, 16, USER, true, true).unwrap();
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        Manual { frontend, memory, region, file, ring, kick: event(), call: event() }
+    }
+
+    fn share(&self, regions: &[GuestRegion]) -> vhost::Result<()> {
+        share(&self.frontend, &self.file, regions)
+    }
+
+    fn describe_ring(&self) {
+        let setup = self.ring.setup();
+        let addresses = VringConfigData {
+            queue_max_size: setup.size,
+            queue_size: setup.size,
+            flags: 0,
+            desc_table_addr: setup.descriptors,
+            used_ring_addr: setup.used,
+            avail_ring_addr: setup.available,
+            log_addr: None,
+        };
+        self.frontend.set_vring_num(0, setup.size).unwrap();
+        self.frontend.set_vring_base(0, 0).unwrap();
+        self.frontend.set_vring_addr(0, &addresses).unwrap();
+    }
+
+    fn start(&mut self) {
+        self.share(&[self.region]).unwrap();
+        self.describe_ring();
+        self.frontend.set_vring_kick(0, &self.kick).unwrap();
+        self.frontend.set_vring_call(0, &self.call).unwrap();
+        self.frontend.set_vring_enable(0, true).unwrap();
+    }
+
+    /// Offers a read of the first block into the middle of the memory.
+    fn offer_read(&mut self) {
+        let at = GUEST + BYTES / 2;
+        self.memory.segment(at, 17).unwrap().copy_from(0, &[0; 17]);
+        self.ring.describe(0, at, 16, DESC_NEXT, 1);
+        self.ring.describe(1, at + 512, 512, DESC_NEXT | DESC_WRITE, 2);
+        self.ring.describe(2, at + 16, 1, DESC_WRITE, 0);
+        self.ring.offer(0);
+        if self.ring.publish() {
+            self.kick.write(1).unwrap();
+        }
+    }
+
+    fn read(&mut self) {
+        self.offer_read();
+        let mut got = None;
+        until("the read ends", || {
+            got = self.ring.take();
+            got.is_some()
+        });
+        assert_eq!(got, Some((0, 513)));
+    }
+}
+
+fn share(frontend: &Frontend, file: &File, regions: &[GuestRegion]) -> vhost::Result<()> {
+    let info = |region: &GuestRegion| VhostUserMemoryRegionInfo {
+        guest_phys_addr: region.guest_address,
+        memory_size: region.bytes,
+        userspace_addr: region.user_address,
+        mmap_offset: region.file_offset_bytes,
+        mmap_handle: file.as_raw_fd(),
+    };
+    let table: Vec<_> = regions.iter().map(info).collect();
+    frontend.set_mem_table(&table).map(|_| ())
+}
+
+/// Waits until the other end has closed.
+fn is_closed(stream: &mut UnixStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    match stream.read(&mut [0]) {
+        Ok(got) => got == 0,
+        // What we had sent was not read.
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+/// How many mappings of memory with this name the process has.
+fn mappings(name: &str) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.contains(name)).count()
+}
+
+#[test]
+fn messages_may_come_in_qemus_order() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 1)]);
+    let mut guest = Manual::connect(&rig.path(0), c"qemu-order");
+    let (first_call, frontend) = (EventFd::new(EFD_NONBLOCK).unwrap(), &mut guest.frontend);
+    frontend.set_vring_call(0, &first_call).unwrap();
+    for _ in 0..10 {
+        frontend.set_vring_enable(0, true).unwrap();
+    }
+    assert_eq!(frontend.get_queue_num().unwrap(), 1);
+    guest.share(&[guest.region]).unwrap();
+    guest.describe_ring();
+    guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+    guest.ring.want_calls(true);
+    guest.read();
+    until("the first descriptor is signalled", || first_call.read().is_ok());
+    guest.frontend.set_vring_call(0, &guest.call).unwrap();
+    guest.ring.want_calls(true);
+    guest.read();
+    until("the second descriptor is signalled", || guest.call.read().is_ok());
+    // Rings that are disabled do nothing until they are enabled again.
+    guest.frontend.set_vring_enable(0, false).unwrap();
+    assert_eq!(rig.counters(0).rings.get(), 0);
+    guest.offer_read();
+    guest.frontend.set_vring_enable(0, true).unwrap();
+    until("what was offered meanwhile is done", || guest.ring.take().is_some());
+    assert_eq!(guest.frontend.get_vring_base(0).unwrap(), 3);
+    assert_eq!(rig.counters(0).rings.get(), 0);
+    guest.frontend.set_vring_base(0, 3).unwrap();
+    guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+    guest.read();
+}
+
+#[test]
+fn the_configuration_space_can_be_read_and_not_written() {
+    let rig = Rig::start(vec![(Content::mem(4096, 1 << 20, false), 2)]);
+    let mut guest = Manual::connect(&rig.path(0), c"config");
+    let flags = VhostUserConfigFlags::empty();
+    let (_, space) = guest.frontend.get_config(0, 60, flags, &[0; 60]).unwrap();
+    assert_eq!(space[0..8], 2048u64.to_le_bytes(), "capacity in sectors");
+    assert_eq!(space[12..16], 32u32.to_le_bytes(), "seg_max");
+    assert_eq!(space[20..24], 4096u32.to_le_bytes(), "blk_size");
+    assert_eq!(space[34..36], 2u16.to_le_bytes(), "num_queues");
+    assert!(guest.frontend.set_config(0, flags, &[1]).is_err());
+    let (_, space) = guest.frontend.get_config(250, 6, flags, &[0; 6]).unwrap();
+    assert_eq!(space, [0; 6], "the connection goes on");
+
+    let shape = BlkShape { bytes: 512, block_bytes: 512, read_only: false, queues: 1 };
+    let link = DiskLink::new(mailbox(2).0, Arc::new(|| {}));
+    let mut session = Session::new(shape, Arc::new(Mutex::new(link)), 0);
+    assert_eq!(session.get_config(0, 256, flags).unwrap().len(), 256);
+    for (offset, size) in [(0, 257), (250, 7), (u32::MAX, 2)] {
+        assert!(is_harmless(&session.get_config(offset, size, flags).unwrap_err()));
+    }
+}
+
+#[test]
+fn stopping_waits_for_what_is_in_flight() {
+    let (rig, gate) = gated(64, 1);
+    let mut driver = rig.connect(0, options(1, 8, true, true));
+    gate.closed.store(true, Ordering::Release);
+    for slot in 0..8 {
+        driver.submit(DriverOp::Write, u64::from(slot) * 4096, slot, 4096);
+    }
+    driver.kick();
+    until("all are in flight", || gate.waiting.load(Ordering::Acquire) == 8);
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| driver.stop(0).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!stopping.is_finished(), "it answered while I/Os were in flight");
+        gate.closed.store(false, Ordering::Release);
+        assert_eq!(stopping.join().unwrap(), 8);
+    });
+    for _ in 0..8 {
+        assert_eq!(driver.poll().expect("ended before the answer").status, OK);
+    }
+    assert_eq!(rig.counters(0).rings.get(), 0);
+}
+
+#[test]
+fn a_full_volume_keeps_the_order() {
+    let (rig, gate) = gated(2, 1);
+    let mut driver = rig.connect(0, options(1, 32, true, true));
+    for round in 0..20u8 {
+        gate.closed.store(true, Ordering::Release);
+        for slot in 0..32 {
+            driver.write_data(slot, 0, &[round ^ slot as u8; 512]);
+            driver.submit(DriverOp::Write, 0, slot, 512);
+        }
+        driver.kick();
+        until("the volume is full", || rig.counters(0).full.get() > u64::from(round));
+        gate.closed.store(false, Ordering::Release);
+        for slot in 0..32 {
+            assert_eq!(wait(&mut driver).slot, slot);
+        }
+        assert_eq!(io(&mut driver, DriverOp::Read, 0, 0, 512).0, OK);
+        let mut last = [0; 512];
+        driver.read_data(0, 0, &mut last);
+        assert_eq!(last, [round ^ 31; 512], "the last write of a place wins");
+    }
+}
+
+#[test]
+fn a_guest_that_dies_in_the_middle_leaves_nothing_behind() {
+    let (rig, gate) = gated(64, 1);
+    for round in 0..10 {
+        let mut guest = Manual::connect(&rig.path(0), c"dies-in-the-middle");
+        guest.start();
+        guest.read();
+        gate.closed.store(true, Ordering::Release);
+        guest.offer_read();
+        until("the I/O is in flight", || gate.waiting.load(Ordering::Acquire) == 1);
+        drop(guest);
+        // The next one comes while the I/O of the last one has not ended.
+        let mut next = rig.connect(0, options(1, 4, false, true));
+        assert_eq!(mappings("dies-in-the-middle"), 1, "mapped while an I/O may write there");
+        gate.closed.store(false, Ordering::Release);
+        assert_eq!(io(&mut next, DriverOp::Read, 0, 0, 512).0, OK);
+        drop(next);
+        until("everything is gone", || {
+            let counters = rig.counters(0);
+            counters.rings.get() == 0
+                && counters.in_flight.get() == 0
+                && mappings("dies-in-the-middle") == 0
+        });
+        assert_eq!(rig.counters(0).reads.get(), 3 * (round + 1));
+    }
+}
+
+#[test]
+fn a_new_memory_table_is_used_after_the_old_ones_ios() {
+    let (rig, gate) = gated(64, 1);
+    let mut guest = Manual::connect(&rig.path(0), c"new-table");
+    guest.start();
+    guest.read();
+    // The same bytes at other addresses, in two regions.
+    let half = BYTES / 2;
+    let lower = GuestRegion { bytes: half, ..guest.region };
+    let upper = GuestRegion {
+        guest_address: GUEST + half,
+        bytes: half,
+        user_address: USER + 8 * BYTES,
+        file_offset_bytes: 4096 + half,
+    };
+    gate.closed.store(true, Ordering::Release);
+    guest.offer_read();
+    until("the I/O is in flight", || gate.waiting.load(Ordering::Acquire) == 1);
+    std::thread::scope(|scope| {
+        let (frontend, file) = (&guest.frontend, &guest.file);
+        let sharing = scope.spawn(move || share(frontend, file, &[upper, lower]).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!sharing.is_finished(), "it answered while I/Os were in flight");
+        gate.closed.store(false, Ordering::Release);
+    });
+    assert_eq!(guest.ring.take(), Some((0, 513)), "ended before the answer");
+    guest.read();
+    // A table that the rings are not in ends the connection; one that overlaps does too.
+    assert!(guest.share(&[upper]).is_err());
+    let mut guest = Manual::connect(&rig.path(0), c"new-table");
+    assert!(guest.share(&[guest.region, guest.region]).is_err());
+    assert!(guest.frontend.get_queue_num().is_err(), "the connection was closed");
+    let mut next = rig.connect(0, options(1, 4, false, true));
+    assert_eq!(io(&mut next, DriverOp::Read, 0, 0, 512).0, OK);
+}
+
+#[test]
+fn memory_that_is_taken_away_breaks_its_own_disk_only() {
+    let content = || Content::mem(512, 1 << 20, false);
+    let rig = Rig::start(vec![(content(), 1), (content(), 1)]);
+    let mut other = rig.connect(1, options(1, 4, false, true));
+    let mut guest = Manual::connect(&rig.path(0), c"taken-away");
+    guest.start();
+    guest.read();
+    guest.file.set_len(0).unwrap();
+    let torn = || rig.counters(0).faults.get(QueueFault::MemoryTorn) == 1;
+    until("the disk is broken by name", torn);
+    assert_eq!(io(&mut other, DriverOp::Read, 0, 0, 512).0, OK);
+    drop(guest);
+    let mut next = rig.connect(0, options(1, 4, false, true));
+    assert_eq!(io(&mut next, DriverOp::Read, 0, 0, 512).0, OK);
+}
+
+#[test]
+fn two_front_ends_are_served_and_a_third_is_turned_away() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 2)]);
+    let mut first = rig.connect(0, options(2, 4, false, true));
+    let mut second = rig.connect(0, options(2, 4, true, false));
+    first.write_data(0, 0, &[7; 512]);
+    assert_eq!(io(&mut first, DriverOp::Write, 512, 0, 512).0, OK);
+    assert_eq!(io(&mut second, DriverOp::Read, 512, 1, 512).0, OK);
+    let mut got = [0; 512];
+    second.read_data(1, 0, &mut got);
+    assert_eq!(got, [7; 512]);
+    assert_eq!(rig.counters(0).rings.get(), 4);
+    let mut third = UnixStream::connect(rig.path(0)).unwrap();
+    assert!(is_closed(&mut third), "turned away");
+    drop(first);
+    until("its rings are gone", || rig.counters(0).rings.get() == 2);
+    let mut again = rig.connect(0, options(2, 4, false, true));
+    assert_eq!(io(&mut again, DriverOp::Read, 512, 0, 512).0, OK);
+    assert_eq!(io(&mut second, DriverOp::Read, 512, 0, 512).0, OK);
+}
+
+#[test]
+fn half_a_message_holds_nobody_up() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 1)]);
+    // The header of SET_VRING_NUM, which promises 8 bytes more.
+    let mut slow = UnixStream::connect(rig.path(0)).unwrap();
+    slow.write_all(&[8, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1]).unwrap();
+    let mut driver = rig.connect(0, options(1, 4, false, true));
+    assert_eq!(io(&mut driver, DriverOp::Read, 0, 0, 512).0, OK);
+    assert!(is_closed(&mut slow), "closed when its time was over");
+    assert!(driver.is_connected());
+    // Closing in the middle of a message frees the place at once.
+    let mut gone = UnixStream::connect(rig.path(0)).unwrap();
+    gone.write_all(&[8, 0, 0]).unwrap();
+    drop(gone);
+    let mut second = rig.connect(0, options(1, 4, false, true));
+    assert_eq!(io(&mut second, DriverOp::Read, 0, 0, 512).0, OK);
+}
+
+#[test]
+fn a_message_with_a_descriptor_of_another_kind_is_refused() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 1)]);
+    let mut stream = UnixStream::connect(rig.path(0)).unwrap();
+    let mut kick = 12u32.to_ne_bytes().to_vec();
+    kick.extend([1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let file = File::open("/dev/zero").unwrap();
+    stream.send_with_fds(&[&kick[..]], &[file.as_raw_fd()]).unwrap();
+    assert!(is_closed(&mut stream));
+    assert!(BlkDriver::connect(&rig.path(0), 128, 4, 4096).is_ok());
+}
+
+/// Any messages at all: the server answers or closes, and serves the next one.
+#[test]
+fn fuzz_messages() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 1)]);
+    let path = rig.path(0);
+    let mut driver = rig.connect(0, options(1, 4, false, true));
+    bolero::check!().with_type::<Vec<(u8, u8, Vec<u8>)>>().for_each(|messages| {
+        let Ok(mut stream) = UnixStream::connect(&path) else { return };
+        stream.set_nonblocking(true).unwrap();
+        for (code, flags, body) in messages.iter().take(8) {
+            let body = &body[..body.len().min(64)];
+            let mut message = u32::from(code % 46).to_ne_bytes().to_vec();
+            let flags = if flags % 8 == 0 { *flags } else { 1 | flags & 8 };
+            message.extend(u32::from(flags).to_ne_bytes());
+            message.extend((body.len() as u32).to_ne_bytes());
+            message.extend(body);
+            let _ = stream.write(&message);
+        }
+        let _ = stream.read(&mut [0; 64]);
+    });
+    assert_eq!(io(&mut driver, DriverOp::Read, 0, 0, 512).0, OK);
+    until("a place is free", || {
+        let mut next = rig.connect(0, options(1, 4, false, true));
+        io(&mut next, DriverOp::Read, 0, 0, 512).0 == OK
+    });
+}
