@@ -188,7 +188,8 @@ impl Server {
 impl Connection {
     /// Gives waiting commands memory while there is some; whether one has to wait.
     fn grant(&mut self, subsystem: &Subsystem) -> bool {
-        while let Some((slot, bytes)) = self.target.waiting() {
+        while let Some(wanted) = self.target.waiting() {
+            let (slot, bytes) = (wanted.slot, wanted.bytes);
             let held: usize = self.data.values().map(Vec::len).sum();
             if held + bytes as usize > ROOM_BYTES {
                 return true;
