@@ -44,6 +44,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Read before anything is pinned.
+    machine::cores();
     let outcome = match Cli::parse().command {
         Command::Udp(args) => udp::run(&args),
         Command::Afxdp(args) => afxdp::run(&args),

@@ -107,9 +107,6 @@ pub fn run<T: BlockTarget>(
 ) -> Result<Measurement, Error> {
     let load = args.load(STUCK_AFTER_S)?;
     let mut work = BlockWork::new(target, block, load.depth)?;
-    if let Some(core) = args.core {
-        crate::machine::pin(core)?;
-    }
     work.fill()?;
     let words = (format!("{:?}", block.mix), format!("{:?}", block.order));
     let (mix, order) = (words.0.to_lowercase(), words.1.to_lowercase());

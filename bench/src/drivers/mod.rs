@@ -157,12 +157,11 @@ pub fn measure<W: Work>(
 ) -> Result<Measurement, Error> {
     let trip_ns = || args.calibrate.then(cacheline::round_trip_ns).flatten();
     let trip_before = trip_ns();
-    if let Some(core) = args.core {
-        pin(core)?;
-    }
+    let pinned = args.core.map(pin).transpose()?;
     let watch = Watch::begin(&args.label.watch);
     let tally = load::run(work, &mut Monotonic, load, stop::flag())?;
     let census = watch.end();
+    drop(pinned);
     let trip_after = trip_ns();
     let mut measurement = describe(args, load, &tally, subject);
     measurement.census = census;

@@ -77,10 +77,9 @@ fn socket(args: &UdpArgs, bind: SocketAddr) -> Result<UdpSocket, Error> {
 /// The echo side: until Ctrl-C or SIGTERM.
 fn serve(args: &UdpArgs, address: SocketAddr) -> Result<(), Error> {
     let socket = socket(args, address)?;
-    if let Some(core) = args.load.core {
-        pin(core)?;
-    }
-    println!("echoing on {address}");
+    let _pinned = args.load.core.map(pin).transpose()?;
+    // The port that the kernel chose, when 0 was asked for.
+    println!("echoing on {}", socket.local_addr().unwrap_or(address));
     let (mut buffer, mut empty) = ([0; 9216], 0u32);
     loop {
         if let Ok((bytes, from)) = socket.recv_from(&mut buffer) {

@@ -13,6 +13,10 @@ use std::time::Instant;
 const TICKS_PER_S: f64 = 100.0;
 /// Threads of other processes appear from this share of the time on.
 const STRANGER_SHARE: f64 = 0.02;
+/// Other programs together may use so many cores before a figure says so.
+const STRANGERS_MAX: f64 = 0.05;
+/// What the census puts before the name of a process that nobody named to it.
+const OTHER: &str = "other: ";
 /// PF_KTHREAD of the kernel's `include/linux/sched.h`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
@@ -86,7 +90,7 @@ impl Watch {
         } else if stat.kernel {
             "kernel".to_owned()
         } else {
-            format!("other: {}", stat.process)
+            format!("{OTHER}{}", stat.process)
         };
         let state = state(share);
         let thread = stat.comm.clone();
@@ -101,6 +105,14 @@ fn state(share: f64) -> &'static str {
         share if share > 0.1 => "part",
         _ => "sleep",
     }
+}
+
+/// What other programs took of the processor, when that is more than a figure can bear.
+pub fn strangers(census: &Census) -> Option<String> {
+    let others = || census.threads.iter().filter(|t| t.process.starts_with(OTHER));
+    let share = others().map(|t| t.cpu_s).sum::<f64>() / census.wall_s.max(1e-9);
+    let first = others().next().map(|t| t.thread.as_str()).unwrap_or_default();
+    (share > STRANGERS_MAX).then(|| format!("others used {share:.2} cores meanwhile (`{first}` …)"))
 }
 
 /// `process/thread @core state` of each thread, for a target's row.
@@ -252,6 +264,23 @@ mod tests {
         assert!(census.threads.iter().any(|t| t.process == "outboard-bench"));
         assert!(lines(&census).iter().any(|line| line.starts_with("sleeper/sleep @")));
         assert!(!census.cores.is_empty());
+    }
+
+    #[test]
+    fn strangers_are_told_above_a_twentieth_of_a_core() {
+        let thread = |process: &str, cpu_s| Thread {
+            process: process.into(),
+            thread: "t".into(),
+            cpu_s,
+            ..Thread::default()
+        };
+        let census = |cpu_s| Census {
+            wall_s: 10.0,
+            threads: vec![thread("outboard", 9.9), thread("other: cc", cpu_s)],
+            ..Census::default()
+        };
+        assert_eq!(strangers(&census(0.5)), None);
+        assert!(strangers(&census(0.51)).unwrap().contains("`t`"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod fingerprint;
 pub mod netns;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The thread cannot run where it should.
@@ -16,19 +17,39 @@ pub struct PinError {
     source: std::io::Error,
 }
 
+/// The calling thread runs on one core; it may use its earlier ones again when this is dropped.
+#[must_use = "dropping it undoes the pinning"]
+pub struct Pinned {
+    before: CpuSet,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // These cores were allowed when they were read.
+        let _ = sched_setaffinity(None, &self.before);
+    }
+}
+
 /// Pins the calling thread to `core`.
-pub fn pin(core: usize) -> Result<(), PinError> {
-    let fail = |source| PinError { core, allowed: cores(), source };
+pub fn pin(core: usize) -> Result<Pinned, PinError> {
+    let fail = |source| PinError { core, allowed: cores().to_vec(), source };
     if core >= CpuSet::MAX_CPU {
         return Err(fail(std::io::ErrorKind::InvalidInput.into()));
     }
+    let before = sched_getaffinity(None).map_err(|errno| fail(errno.into()))?;
     let mut set = CpuSet::new();
     set.set(core);
-    sched_setaffinity(None, &set).map_err(|errno| fail(errno.into()))
+    sched_setaffinity(None, &set).map_err(|errno| fail(errno.into()))?;
+    Ok(Pinned { before })
 }
 
-/// Cores that this thread may use, in order.
-pub fn cores() -> Vec<usize> {
+/// Cores that this process may use, in order: those at its start, whatever was pinned since.
+pub fn cores() -> &'static [usize] {
+    static CORES: OnceLock<Vec<usize>> = OnceLock::new();
+    CORES.get_or_init(allowed)
+}
+
+fn allowed() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect()
 }
@@ -53,12 +74,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pinning_moves_this_thread_or_says_why_not() {
+    fn pinning_lasts_as_long_as_its_guard() {
         std::thread::spawn(|| {
-            let (first, _) = core_pair();
-            pin(first).unwrap();
-            assert_eq!(cores(), [first]);
-            let error = pin(CpuSet::MAX_CPU).unwrap_err().to_string();
+            let all = cores();
+            for &core in all {
+                let pinned = pin(core).unwrap();
+                assert_eq!(allowed(), [core]);
+                assert_eq!(cores(), all, "what others may use stays known");
+                drop(pinned);
+                assert_eq!(allowed(), all);
+            }
+            let error = pin(CpuSet::MAX_CPU).map(drop).unwrap_err().to_string();
             assert!(error.contains("may use cores"), "{error}");
         })
         .join()

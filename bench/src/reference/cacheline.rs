@@ -31,9 +31,7 @@ pub fn round_trip_ns() -> Option<f64> {
 }
 
 fn answer(core: usize, ping: &Line, pong: &Line, stop: &AtomicBool) {
-    if pin(core).is_err() {
-        return;
-    }
+    let Ok(_pinned) = pin(core) else { return };
     let mut last = 0;
     while !stop.load(Ordering::Relaxed) {
         let value = ping.0.load(Ordering::Acquire);
@@ -49,7 +47,7 @@ fn ask(core: usize, ping: &Line, pong: &Line, stop: &AtomicBool) -> Option<f64> 
     let began = Instant::now();
     let mut batches = Vec::with_capacity(BATCHES);
     let mut value = 0;
-    if pin(core).is_ok() {
+    if let Ok(_pinned) = pin(core) {
         'batches: for _ in 0..BATCHES {
             let batch = Instant::now();
             for _ in 0..TRIPS_PER_BATCH {

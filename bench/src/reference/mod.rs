@@ -84,7 +84,7 @@ impl<T: Send + 'static> OtherSide<T> {
         let (flag, (_, core)) = (stop.clone(), core_pair());
         let body = move || {
             // Unpinned it still answers; the census shows where it ran.
-            let _ = pin(core);
+            let _pinned = pin(core);
             work(&flag)
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body).ok();

@@ -153,9 +153,7 @@ impl Running {
 /// Runs in the foreground.
 pub fn run(args: &ReflectorArgs) -> Result<(), Error> {
     let mut reflector = Reflector::open(&args.a, &args.b, args.netns.as_deref())?;
-    if let Some(core) = args.core {
-        pin(core)?;
-    }
+    let _pinned = args.core.map(pin).transpose()?;
     println!("reflecting between {} and {}", args.a, args.b);
     reflector.run(stop::flag());
     Ok(())

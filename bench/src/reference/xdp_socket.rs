@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Size of a frame.
 pub const FRAME_BYTES: u64 = 4096;
@@ -18,6 +19,9 @@ pub const FRAME_BYTES: u64 = 4096;
 pub const RING_ENTRIES: u32 = 2048;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.17): frames sent by one system call.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// How long to wait for a queue: the kernel frees it in a work queue after its socket was closed.
+const QUEUE_WAIT: Duration = Duration::from_secs(2);
 
 /// A mapping that is unmapped when dropped.
 struct Mapping {
@@ -336,10 +340,17 @@ fn bind(fd: RawFd, index: u32, shared: Option<&XdpSocket>) -> io::Result<()> {
         None => address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP,
     }
     let bytes = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: `address` is a sockaddr_xdp of that size.
-    match unsafe { libc::bind(fd, (&raw const address).cast(), bytes) } {
-        0 => Ok(()),
-        _ => Err(Error::last_os_error()),
+    let began = Instant::now();
+    loop {
+        // SAFETY: `address` is a sockaddr_xdp of that size.
+        if unsafe { libc::bind(fd, (&raw const address).cast(), bytes) } == 0 {
+            return Ok(());
+        }
+        let error = Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EBUSY) || began.elapsed() > QUEUE_WAIT {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -83,6 +83,23 @@ impl Findings {
         found.runs.push(value);
         found.threads = census::lines(&of.census);
         eprintln!("  {id}: {}", number(value));
+        if let Some(strangers) = census::strangers(&of.census) {
+            self.remark(id, &strangers);
+        }
+    }
+
+    /// Adds the ratio of two figures, or says that one is missing.
+    fn add_ratio(
+        &mut self,
+        id: &'static str,
+        ours: Option<f64>,
+        theirs: Option<f64>,
+        of: &Measurement,
+    ) {
+        match ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0) {
+            Some((ours, theirs)) => self.add(id, ours / theirs, of),
+            None => self.remark(id, "a run had too few samples for this percentile"),
+        }
     }
 
     /// Adds a remark to an id, once.
@@ -99,17 +116,41 @@ impl Findings {
         self.measurements.push(m);
     }
 
-    /// Whether a reference's figure makes the round void; says so.
-    fn is_void(&self, reference: &str, value: f64) -> bool {
-        let void = self.targets.void(reference, &self.fingerprint.cpu, value);
-        if let Some(why) = &void {
-            eprintln!("  {why}");
+    /// Runs a reference until its figure does not make the round void. One that still does after
+    /// the last repeat is taken, and the ids that rest on it say so.
+    fn reference<T>(
+        &mut self,
+        name: &str,
+        ids: &[&'static str],
+        mut run: impl FnMut(&Findings) -> Result<T, Error>,
+        figure: impl Fn(&T) -> f64,
+    ) -> Result<T, Error> {
+        let mut repeats = 0;
+        loop {
+            let outcome = run(self)?;
+            let void = self.targets.void(name, &self.fingerprint.cpu, figure(&outcome));
+            let Some(why) = void else { return Ok(outcome) };
+            if repeats == VOID_REPEATS {
+                ids.iter().for_each(|id| self.remark(id, &format!("void: {why}")));
+                return Ok(outcome);
+            }
+            repeats += 1;
+            eprintln!("  {why}; repeated ({repeats} of {VOID_REPEATS})");
         }
-        void.is_some()
     }
 }
 
-/// How often a round whose reference is void is repeated.
+/// Median latency of a run.
+fn p50_ns(m: &Measurement) -> Option<f64> {
+    m.latency.as_ref()?.p50_ns.map(|ns| ns as f64)
+}
+
+/// 99th percentile of a run.
+fn p99_ns(m: &Measurement) -> Option<f64> {
+    m.latency.as_ref()?.p99_ns.map(|ns| ns as f64)
+}
+
+/// How often a reference that makes its round void is repeated.
 const VOID_REPEATS: u32 = 3;
 
 /// Runs a suite.

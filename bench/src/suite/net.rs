@@ -2,12 +2,12 @@
 
 use super::bed::{Daemon, FAR_VTEP, NetBed, Pins, Scratch, TENANT_MTU, VTEP};
 use super::steady::{Steady, steady};
-use super::{Findings, VOID_REPEATS, memory, switch_hit};
+use super::{Findings, memory, p50_ns, p99_ns, switch_hit};
 use crate::drivers::afxdp::{self, AfxdpArgs};
 use crate::drivers::{LabelArgs, LoadArgs};
 use crate::error::Error;
 use crate::machine::census::Named;
-use crate::machine::core_pair;
+use crate::machine::{core_pair, pin};
 use crate::reference::reflector::Running;
 use crate::report::terminal::count;
 use crate::schema::Measurement;
@@ -25,6 +25,10 @@ const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 1, 0xfe]);
 const WINDOW: u16 = 256;
 /// Above this share of the generator's own ceiling a rate says nothing about the device.
 const GENERATOR_SHARE: f64 = 0.85;
+
+/// What is divided by the reflector's figures.
+const BY_REFLECTOR: [&str; 3] =
+    ["net-throughput-vs-reflector", "net-p50-vs-reflector", "net-p99-vs-reflector"];
 
 const THROUGHPUT: &str = "one-way pass 64 B, 256 in flight";
 const LATENCY: &str = "one-way pass 64 B, one at a time";
@@ -60,28 +64,6 @@ struct Pair {
     throughput: Measurement,
     latency: Measurement,
     remark: Option<String>,
-}
-
-impl Pair {
-    fn p50_ns(&self) -> Result<f64, Error> {
-        percentile(&self.latency, |l| l.p50_ns)
-    }
-
-    fn p99_ns(&self) -> Result<f64, Error> {
-        percentile(&self.latency, |l| l.p99_ns)
-    }
-}
-
-/// A percentile of a run that must have one.
-pub(super) fn percentile(
-    m: &Measurement,
-    of: fn(&crate::schema::Latency) -> Option<u64>,
-) -> Result<f64, Error> {
-    let value = m.latency.as_ref().and_then(of);
-    value.map(|ns| ns as f64).ok_or_else(|| {
-        let (name, lost) = (&m.name, m.lost);
-        Error::Refused(format!("{name}: too few requests ended for a percentile ({lost} lost)"))
-    })
 }
 
 /// Runs everything of the suite.
@@ -131,27 +113,26 @@ fn generator(bed: &NetBed, device: Device, load: LoadArgs) -> AfxdpArgs {
 
 /// Reflector, Outboard, kernel, one after the other; values are ratios inside the round.
 fn round(findings: &mut Findings, bed: &NetBed, ceiling: f64) -> Result<(), Error> {
-    let mut reflector = pass(findings, bed, Device::Reflector, ceiling)?;
-    for _ in 0..VOID_REPEATS {
-        if !findings.is_void("reflector-mpps", reflector.throughput.rate_per_s / 1e6) {
-            break;
-        }
-        reflector = pass(findings, bed, Device::Reflector, ceiling)?;
-    }
+    let reflector = findings.reference(
+        "reflector-mpps",
+        &BY_REFLECTOR,
+        |findings| pass(findings, bed, Device::Reflector, ceiling),
+        |pair| pair.throughput.rate_per_s / 1e6,
+    )?;
     let outboard = pass(findings, bed, Device::Outboard, ceiling)?;
     let kernel = pass(findings, bed, Device::Kernel, ceiling)?;
-    let rates = outboard.throughput.rate_per_s / reflector.throughput.rate_per_s.max(1.0);
-    findings.add("net-throughput-vs-reflector", rates, &outboard.throughput);
-    let p50 = outboard.p50_ns()?;
-    findings.add("net-p50-vs-reflector", p50 / reflector.p50_ns()?, &outboard.latency);
-    let p99 = outboard.p99_ns()? / reflector.p99_ns()?;
-    findings.add("net-p99-vs-reflector", p99, &outboard.latency);
-    findings.add("net-p50-vs-kernel", p50 / kernel.p50_ns()?, &outboard.latency);
+    let (ours, theirs) = (&outboard.throughput, &reflector.throughput);
+    let rate = |m: &Measurement| (m.rate_per_s > 0.0).then_some(m.rate_per_s);
+    findings.add_ratio("net-throughput-vs-reflector", rate(ours), rate(theirs), ours);
+    let (ours, theirs) = (&outboard.latency, &reflector.latency);
+    findings.add_ratio("net-p50-vs-reflector", p50_ns(ours), p50_ns(theirs), ours);
+    findings.add_ratio("net-p99-vs-reflector", p99_ns(ours), p99_ns(theirs), ours);
+    findings.add_ratio("net-p50-vs-kernel", p50_ns(ours), p50_ns(&kernel.latency), ours);
     if outboard.throughput.generator_limited {
         findings.remark("net-throughput-vs-reflector", "limited by the generator");
     }
     for pair in [reflector, outboard, kernel] {
-        for id in ["net-throughput-vs-reflector", "net-p50-vs-reflector", "net-p99-vs-reflector"] {
+        for id in BY_REFLECTOR {
             pair.remark.iter().for_each(|remark| findings.remark(id, remark));
         }
         findings.keep(pair.throughput);
@@ -217,7 +198,7 @@ fn configuration(more: &[String]) -> String {
 fn switch(findings: &mut Findings) -> Result<(), Error> {
     let seconds = findings.effort.seconds;
     let Steady { outcome: cost, remark, .. } = steady("switch", || {
-        crate::machine::pin(core_pair().0)?;
+        let _pinned = pin(core_pair().0)?;
         switch_hit::measure(seconds)
     })?;
     let alone = Measurement::default();
