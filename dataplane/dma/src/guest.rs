@@ -68,6 +68,20 @@ pub enum GuestError {
         /// The file's size.
         file_bytes: u64,
     },
+    /// The file is no memory: touching it may wait for a disk or for another process.
+    #[error(
+        "memory region {index} does not lie in a memfd, on tmpfs or on hugetlbfs (file system \
+         type {kind:#x}); share such memory (QEMU: memory-backend-memfd,share=on)"
+    )]
+    NotMemory {
+        /// Position in the front end's table.
+        index: usize,
+        /// The file system's magic number.
+        kind: u64,
+    },
+    /// More mappings than can be watched.
+    #[error("memory region {0}: the guests of this process share too many regions already")]
+    TooMany(usize),
     /// The kernel refused to map it.
     #[error(
         "cannot map memory region {index} ({bytes} bytes): {source}; is the guest's memory shared \
@@ -305,6 +319,10 @@ fn check_table(regions: &[(GuestRegion, File)]) -> Result<(), GuestError> {
 fn map_region(index: usize, region: &GuestRegion, file: &File) -> Result<Mapped, GuestError> {
     let refused = |source| GuestError::Map { index, bytes: region.bytes, source };
     let about = file.metadata().map_err(refused)?;
+    let kind = file_system(file).map_err(refused)?;
+    if kind != libc::TMPFS_MAGIC as u64 && kind != libc::HUGETLBFS_MAGIC as u64 {
+        return Err(GuestError::NotMemory { index, kind });
+    }
     let end = region.file_offset_bytes + region.bytes;
     if about.len() < end {
         return Err(GuestError::FileTooShort { index, end, file_bytes: about.len() });
@@ -328,7 +346,22 @@ fn map_region(index: usize, region: &GuestRegion, file: &File) -> Result<Mapped,
     // SAFETY: the region begins inside the mapping's first page.
     let start = unsafe { mapping.add((region.file_offset_bytes - first) as usize) };
     let watch = Watch::new(mapping, bytes);
-    Ok(Mapped { region: *region, start, mapping, mapping_bytes: bytes, watch })
+    let mapped = Mapped { region: *region, start, mapping, mapping_bytes: bytes, watch };
+    match mapped.watch {
+        Some(_) => Ok(mapped),
+        None => Err(GuestError::TooMany(index)),
+    }
+}
+
+/// The magic number of the file system that a file lies on.
+fn file_system(file: &File) -> std::io::Result<u64> {
+    // SAFETY: statfs is plain data for which zero is valid.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `about` is a statfs to write to; the descriptor is open; the result is checked.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut about) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(about.f_type as u64)
 }
 
 fn memfd(bytes: u64) -> std::io::Result<File> {
@@ -423,6 +456,13 @@ mod tests {
         let many: Vec<_> =
             (0..MAX_REGIONS as u64).map(|i| region(i * 4096, 4096, i * 8192, 0)).collect();
         assert_eq!(map(&many, 8192).unwrap().regions().count(), MAX_REGIONS);
+    }
+
+    #[test]
+    fn only_memory_is_mapped() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let error = GuestMemory::map(&[(region(0, 4096, 0, 0), file)]).unwrap_err();
+        assert!(matches!(error, GuestError::NotMemory { index: 0, .. }), "{error}");
     }
 
     #[test]

@@ -8,8 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Mappings that can be watched at a time; those beyond are not, and a fault in them ends the
-/// process as it would without a handler.
+/// Mappings that can be watched at a time; guest memory beyond is refused.
 const MAX_WATCHES: usize = 4096;
 
 /// One watched mapping; free while `start` is 0.

@@ -8,7 +8,7 @@
 use crate::clock::now_ns;
 use crate::virtio::blk::BlkShape;
 use crate::virtio::mailbox::{DiskControl, Wake};
-use crate::virtio::vhost_user::{DiskLink, SESSIONS, Session, is_harmless};
+use crate::virtio::vhost_user::{DRAIN_TIMEOUT, DiskLink, SESSIONS, Session, is_harmless};
 use outboard_dma::EventFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, recv};
@@ -95,7 +95,7 @@ impl VhostServer {
             name: name.to_owned(),
             socket,
             shape,
-            link: Arc::new(Mutex::new(DiskLink::new(control, wake))),
+            link: Arc::new(Mutex::new(DiskLink::new(control, wake, DRAIN_TIMEOUT))),
             stop: Arc::clone(&stop),
             connections: (0..SESSIONS).map(|_| None).collect(),
         };
@@ -265,12 +265,13 @@ struct Server {
 impl Server {
     fn run(mut self) {
         while !self.wait() {
-            self.accept();
             for index in 0..self.connections.len() {
                 if let Err(reason) = self.serve(index) {
                     self.end(index, &reason);
                 }
             }
+            // Last, so that one who has left makes room for one who comes.
+            self.accept();
         }
         for index in 0..self.connections.len() {
             self.end(index, "the daemon stops");

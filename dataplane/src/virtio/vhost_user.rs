@@ -38,12 +38,14 @@ pub struct DiskLink {
     wake: Wake,
     /// Rings whose stop was not waited for; they come back when their last I/O has ended.
     leaving: Vec<u16>,
+    drain_timeout: Duration,
 }
 
 impl DiskLink {
-    /// A link over `control`, which wakes the worker by `wake`.
-    pub fn new(control: DiskControl, wake: Wake) -> DiskLink {
-        DiskLink { control, wake, leaving: Vec::new() }
+    /// A link over `control`, which wakes the worker by `wake` and waits for it for
+    /// `drain_timeout` at most ([`DRAIN_TIMEOUT`]).
+    pub fn new(control: DiskControl, wake: Wake, drain_timeout: Duration) -> DiskLink {
+        DiskLink { control, wake, leaving: Vec::new(), drain_timeout }
     }
 
     /// Takes apart what the worker has given back, and says whether rings are still leaving.
@@ -99,13 +101,13 @@ impl DiskLink {
         &mut self,
         wanted: impl Fn(DiskReturn) -> std::result::Result<T, DiskReturn>,
     ) -> Result<T> {
-        let give_up_ns = now_ns() + DRAIN_TIMEOUT.as_nanos() as u64;
+        let give_up_ns = now_ns() + self.drain_timeout.as_nanos() as u64;
         loop {
             let left = Duration::from_nanos(give_up_ns.saturating_sub(now_ns()));
             let Ok(back) = self.control.returns.recv_timeout(left) else {
                 return Err(refuse(format!(
-                    "the disk's worker did not end what the ring had in flight within {} s",
-                    DRAIN_TIMEOUT.as_secs()
+                    "the disk's worker did not end what the ring had in flight within {:?}",
+                    self.drain_timeout
                 )));
             };
             match wanted(back) {
