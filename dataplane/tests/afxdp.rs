@@ -10,11 +10,14 @@ use outboard::packet::{Burst, Packet, PortId};
 use outboard::port::Port;
 use outboard::port::afxdp::{AfXdp, AfXdpConfig};
 use outboard::port::conformance::{self, Subject};
-use outboard_dma::{Chain, FreeList, Region, RingSizes};
+use outboard_dma::{Chain, CountingAllocator, FreeList, PollList, Region, RingSizes};
 use outboard_ebpf::abi::Outcome;
 use outboard_ebpf::{Mode, Program, Steering};
 use std::sync::Arc;
 use std::time::Duration;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// IEEE 802: for local experiments.
 const ETHER_TYPE: u16 = 0x88b5;
@@ -499,6 +502,52 @@ fn set_up_errors_say_what_to_do() {
     let no_queue = open(1);
     assert!(no_queue.contains("no queue 1") && no_queue.contains("ethtool -l"), "{no_queue}");
     queue.close();
+}
+
+#[test]
+fn the_wake_descriptor_is_readable_while_a_packet_waits() {
+    let lab = Lab::new(1, 1500);
+    let mut steering = lab.attach(Program::Tenant);
+    let mut queue = Queue::steered(0, small_rings(), &mut steering);
+    let mut list = PollList::with_capacity(1);
+    list.add(queue.port.wake_fd().unwrap(), false);
+    assert_eq!(list.wait(Duration::ZERO).unwrap(), 0);
+    lab.socket().send(&frame(1, 100));
+    assert_eq!(list.wait(Duration::from_secs(10)).unwrap(), 1);
+    assert_eq!(queue.expect(1)[0], frame(1, 100));
+    assert_eq!(list.wait(Duration::ZERO).unwrap(), 0);
+    queue.close();
+    steering.detach().unwrap();
+}
+
+#[test]
+fn turns_allocate_nothing() {
+    const ROUNDS: usize = 2_000;
+    let lab = Lab::new(1, 9000);
+    let mut steering = lab.attach(Program::Tenant);
+    let mut queue = Queue::steered(0, RingSizes::default(), &mut steering);
+    let mut far = lab.socket();
+    let frames = [frame(1, 60), frame(2, 9000), frame(3, 3841), frame(4, 1500)];
+    let (mut allocations, mut returned) = (0, 0);
+    for round in 0..ROUNDS {
+        for index in 0..8 {
+            far.send(&frames[(round + index) % frames.len()]);
+        }
+        let before = CountingAllocator::count();
+        let mut burst = Burst::new();
+        queue.port.rx(&mut burst, &mut queue.free);
+        let received = burst.len();
+        queue.port.tx(&mut burst, &mut queue.free);
+        allocations += CountingAllocator::count() - before;
+        assert!(burst.is_empty(), "the ring has room for {received}");
+        queue.conserved(0);
+        returned += std::iter::from_fn(|| far.receive()).count();
+    }
+    assert!(CountingAllocator::count() > 0, "the far side's buffers are counted");
+    assert_eq!(allocations, 0, "in {ROUNDS} turns");
+    assert!(returned > ROUNDS, "{returned} packets went there and back");
+    queue.close();
+    steering.detach().unwrap();
 }
 
 /// Set for the copy of this program that runs with fewer rights; its value is the pin directory.

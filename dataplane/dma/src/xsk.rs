@@ -480,7 +480,8 @@ fn tune(socket: &OwnedFd, tx_entries: u32) {
     let _ = set_option(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &tx_entries);
     // In copy mode packets under way count against the send buffer: a page and its descriptor for
     // each frame, so that the ring is the limit.
-    let buffer = (tx_entries as usize * 2 * FRAME_BYTES) as libc::c_int;
+    let bytes = tx_entries.saturating_mul(2 * FRAME_BYTES as u32);
+    let buffer = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &buffer);
 }
 

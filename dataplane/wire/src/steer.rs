@@ -1,8 +1,8 @@
 //! The first look at a frame from the network between hosts: is it ours or the kernel's?
 //!
-//! The XDP program and the switch ask the same function, so that what one lets through the other
-//! understands. Offsets: IEEE 802.3 header of 14 bytes, RFC 791, RFC 768; the tunnel's destination
-//! port is RFC 7348, section 5.
+//! The XDP program asks it of every frame. It agrees with this package's parsers, which the switch
+//! uses: what they take for a datagram to the tunnel's port is let through, and nothing else.
+//! Offsets: IEEE 802.3 header of 14 bytes, RFC 791, RFC 768; the port is RFC 7348, section 5.
 
 /// Bytes of Ethernet, IPv4 without options, and UDP: what [`steer`] looks at.
 pub const STEER_BYTES: usize = 42;
@@ -52,6 +52,7 @@ pub fn steer(head: &[u8; STEER_BYTES], port: u16) -> Steer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Checksum, Ethernet, Ipv4, Udp, ethernet, ipv4};
 
     const PORT: u16 = 4789;
 
@@ -94,5 +95,41 @@ mod tests {
             head[at] = 0xff;
         }
         assert_eq!(steer(&head, PORT), Steer::Tunnel);
+    }
+    /// The same question to the parsers; they also check what a first look does not.
+    fn parsed(head: &[u8; STEER_BYTES], port: u16) -> bool {
+        let is_ipv4 = Ethernet::parse(head).is_ok_and(|e| e.ethertype == ethernet::IPV4);
+        let rest = &head[ethernet::BYTES..];
+        let Some(ip) = Ipv4::parse(rest, usize::MAX).ok().filter(|_| is_ipv4) else {
+            return false;
+        };
+        let whole = ip.fragment & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) == 0;
+        let udp = Udp::parse(&rest[ipv4::BYTES..], usize::MAX);
+        whole && ip.protocol == ipv4::UDP && udp.is_ok_and(|udp| udp.destination == port)
+    }
+
+    #[test]
+    fn agrees_with_the_parsers() {
+        type Case = ([u8; STEER_BYTES], [(u8, u8); 2]);
+        bolero::check!().with_type::<Case>().for_each(|(random, changes)| {
+            // A datagram to the port, then a few of its bytes changed.
+            let mut head = *random;
+            for (at, byte) in tunnel().into_iter().enumerate() {
+                if matches!(at, 12..=15 | 20 | 21 | 23 | 36 | 37) {
+                    head[at] = byte;
+                }
+            }
+            for (at, byte) in changes {
+                head[usize::from(*at) % STEER_BYTES] = *byte;
+            }
+            // Lengths and checksum such that the parsers look at the rest.
+            head[16..18].copy_from_slice(&[1, 0]);
+            head[24..26].copy_from_slice(&[0, 0]);
+            let mut sum = Checksum::new();
+            sum.add(&head[ethernet::BYTES..][..ipv4::BYTES]);
+            head[24..26].copy_from_slice(&sum.finish().to_be_bytes());
+            head[38..40].copy_from_slice(&[0, 8]);
+            assert_eq!(steer(&head, PORT) == Steer::Tunnel, parsed(&head, PORT), "{head:x?}");
+        });
     }
 }
