@@ -2,7 +2,7 @@
 
 use crate::frames::{
     TUNNEL_BYTES, arp_frame, frame, ip_header, ip_packet, pseudo_sum, repair_ip, tunnelled,
-    udp_packet,
+    udp_is_whole, udp_packet,
 };
 use crate::topology::{
     GATEWAY, GATEWAY_MAC, Place, TENANT_MTU, UNREACHABLE, VNIS, places, uplink_mac, vtep,
@@ -71,12 +71,17 @@ fn too_big(header: Ipv4, place: &Place) -> Vec<u8> {
 
 /// As Linux leaves a packet to an offload: the sum of the pseudo-header in the checksum's place.
 fn partial_checksum(header: Ipv4, place: &Place, rng: &mut Rng) -> Vec<u8> {
-    // A flow of its own: only the first packets of a flow are looked at.
-    let ports = (10_000 + rng.below(50_000) as u16, rng.next_u64() as u16);
-    let mut packet = udp_packet(header, ports, &PAYLOAD);
-    let partial = pseudo_sum(&packet).folded();
-    packet[ipv4::BYTES + udp::CHECKSUM_AT..][..2].copy_from_slice(&partial.to_be_bytes());
-    frame(GATEWAY_MAC, place.mac, ethernet::IPV4, &packet)
+    loop {
+        // A flow of its own: only the first packets of a flow are looked at.
+        let ports = (10_000 + rng.below(50_000) as u16, rng.next_u64() as u16);
+        let mut packet = udp_packet(header, ports, &PAYLOAD);
+        let partial = pseudo_sum(&packet).folded();
+        packet[ipv4::BYTES + udp::CHECKSUM_AT..][..2].copy_from_slice(&partial.to_be_bytes());
+        // One in 65 536 is the right checksum after all.
+        if !udp_is_whole(&packet) {
+            return frame(GATEWAY_MAC, place.mac, ethernet::IPV4, &packet);
+        }
+    }
 }
 
 /// An echo request to the gateway, which answers it.

@@ -1,88 +1,90 @@
-//! One host: a switch between test ports, driven like a worker drives them, with a small stock of
+//! One host: the network rooms of two workers between ports in memory, with a small stock of
 //! frames. Keeps the books that the oracles look at.
 
-use arrayvec::ArrayVec;
+use outboard::bell::Bell;
 use outboard::counters::PortCounters;
 use outboard::drop::DropReason;
-use outboard::packet::{BURST, Burst, Packet, PortId};
-use outboard::port::Port;
+use outboard::packet::PortId;
+use outboard::port::AnyPort;
+use outboard::port::peer::Peer;
 use outboard::port::test::TestPort;
-use outboard::switch::{NextHopId, Seed, Switch, Tables, Verdict};
+use outboard::switch::{Seed, Switch, SwitchCounters, Tables};
+use outboard::worker::{Exit, Network, Queue};
 use outboard_dma::{Chain, DATA_BYTES, FreeList, HEADROOM_BYTES, Region};
 use outboard_sim::Rng;
 use std::sync::Arc;
 
-/// Frames of a host: few, so that it runs out of them.
-const FRAMES: u32 = 192;
+/// Workers of a host.
+pub const WORKERS: usize = 2;
+/// Frames of a worker: few, so that it runs out of them.
+const FRAMES: u32 = 128;
 /// Packets that wait in a port, in each direction: few, so that queues fill.
 const QUEUE: usize = 48;
-/// Flows in the cache: few, so that some are evicted.
-const FLOWS: u32 = 64;
-/// Packets held for one next hop, and how long.
-const HELD_PER_HOP: usize = 3;
-const HELD_NS: u64 = 2_000_000;
+/// Flows in a worker's cache: few, so that some are evicted.
+const FLOWS: u32 = 32;
 
-/// A switch with its ports.
+/// Two workers with their ports: those of even number belong to the first.
 pub struct Host {
-    switch: Switch,
-    ports: Vec<TestPort>,
-    out: Vec<Burst>,
-    held: Vec<Held>,
-    free: FreeList,
-    counters: Vec<Arc<PortCounters>>,
+    workers: Vec<Worker>,
+    ports: usize,
     /// Packets that found no room in a port or no frames.
     pub refused: u64,
-    /// Packets that waited for a next hop and were sent in the end.
-    pub held_and_sent: u64,
     rng: Rng,
 }
 
-struct Held {
-    packet: Packet,
-    hop: NextHopId,
-    until_ns: u64,
+struct Worker {
+    network: Network,
+    free: FreeList,
+    counters: Vec<Arc<PortCounters>>,
+    flows: Arc<SwitchCounters>,
+}
+
+/// The worker that owns a port.
+pub fn owner(port: PortId) -> usize {
+    usize::from(port.0) % WORKERS
+}
+
+/// The port's place among its worker's.
+fn place(port: PortId) -> usize {
+    usize::from(port.0) / WORKERS
 }
 
 impl Host {
-    pub fn new(ports: usize, tables: Arc<Tables>, mut rng: Rng) -> Host {
-        let counters: Vec<Arc<PortCounters>> = (0..ports).map(|_| Arc::default()).collect();
-        let port = |(counters, id): (&Arc<PortCounters>, u16)| {
-            TestPort::new(PortId(id), QUEUE, counters.clone())
-        };
-        Host {
-            switch: Switch::new(FLOWS, Seed::new(rng.next_u64()), tables),
-            ports: counters.iter().zip(0..).map(port).collect(),
-            out: (0..ports).map(|_| Burst::new()).collect(),
-            held: Vec::new(),
-            free: Region::new(FRAMES).unwrap().carve(FRAMES).unwrap(),
-            counters,
-            refused: 0,
-            held_and_sent: 0,
-            rng,
-        }
+    pub fn new(ports: usize, tables: &Arc<Tables>, mut rng: Rng) -> Host {
+        let bell = || Arc::new(Bell::new().unwrap());
+        let region = Region::new(FRAMES * WORKERS as u32).unwrap();
+        let (first, second) = Peer::pair(bell(), bell());
+        let peers = [[None, Some(first)], [Some(second), None]];
+        let workers = peers.into_iter().enumerate().map(|(index, peers)| {
+            let seed = Seed::new(rng.next_u64());
+            let switch = Switch::new(FLOWS, seed, tables.clone());
+            Worker::new(index, ports, peers.into(), switch, region.carve(FRAMES).unwrap())
+        });
+        Host { workers: workers.collect(), ports, refused: 0, rng }
     }
 
     /// A frame arrives at a port; `false` when it found no room. Its frames are cut at random.
     pub fn arrive(&mut self, port: PortId, bytes: &[u8]) -> bool {
+        let worker = owner(port);
         let chain = if self.rng.chance(300_000) && bytes.len() > 200 {
-            self.chain_in_pieces(bytes)
+            self.chain_in_pieces(worker, bytes)
         } else {
-            Chain::from_slice(bytes, &mut self.free)
+            Chain::from_slice(bytes, &mut self.workers[worker].free)
         };
-        let left = match chain.map(|chain| self.ports[usize::from(port.0)].inject_chain(chain)) {
+        let left = match chain.map(|chain| self.workers[worker].port(port).inject_chain(chain)) {
             Some(Ok(())) => return true,
             Some(Err(chain)) => Some(chain),
             None => None,
         };
         if let Some(chain) = left {
-            chain.free(&mut self.free);
+            chain.free(&mut self.workers[worker].free);
         }
         self.refused += 1;
         false
     }
 
     /// The headers in the first frame, the rest in pieces of any size.
-    fn chain_in_pieces(&mut self, bytes: &[u8]) -> Option<Chain> {
+    fn chain_in_pieces(&mut self, worker: usize, bytes: &[u8]) -> Option<Chain> {
         let mut lens = vec![128];
         let mut left = bytes.len() - 128;
         let least = left.div_ceil(8);
@@ -91,7 +93,8 @@ impl Host {
             lens.push(self.rng.between(least.min(most) as u64, most as u64) as usize);
             left -= lens[lens.len() - 1];
         }
-        if self.free.len() < lens.len() {
+        let free = &mut self.workers[worker].free;
+        if free.len() < lens.len() {
             return None;
         }
         let mut rest = bytes;
@@ -99,7 +102,7 @@ impl Host {
         for len in lens {
             let (piece, behind) = rest.split_at(len);
             rest = behind;
-            let mut frame = self.free.take()?;
+            let mut frame = free.take()?;
             frame.bytes_mut()[HEADROOM_BYTES..][..len].copy_from_slice(piece);
             match &mut chain {
                 Some(chain) => chain.push(frame, HEADROOM_BYTES, len).expect("few pieces"),
@@ -109,123 +112,128 @@ impl Host {
         chain
     }
 
-    /// One turn: receive, decide, send.
-    pub fn turn(&mut self, now_ns: u64) {
-        for index in 0..self.ports.len() {
-            let mut burst = Burst::new();
-            self.ports[index].rx(&mut burst, &mut self.free);
-            self.decide(now_ns, burst, false);
-        }
-        for (port, out) in self.ports.iter_mut().zip(&mut self.out) {
-            port.tx(out, &mut self.free);
-        }
-        while let Some(index) = self.held.iter().position(|held| held.until_ns <= now_ns) {
-            let held = self.held.remove(index);
-            self.drop(held.packet, DropReason::NextHopUnresolved);
-        }
-        self.check_books();
-    }
-
-    fn decide(&mut self, now_ns: u64, mut burst: Burst, were_held: bool) {
-        let mut verdicts: ArrayVec<Verdict, BURST> = ArrayVec::new();
-        self.switch.decide(now_ns, &mut burst, &mut self.free, &mut verdicts);
-        assert_eq!(verdicts.len(), burst.len(), "one verdict per packet");
-        for (packet, verdict) in burst.into_iter().zip(verdicts) {
-            match verdict {
-                Verdict::Forward(port) => {
-                    self.held_and_sent += u64::from(were_held);
-                    self.push(packet, port);
-                }
-                Verdict::Drop(reason) => self.drop(packet, reason),
-                Verdict::Unresolved(hop) => {
-                    if self.held.iter().filter(|held| held.hop == hop).count() == HELD_PER_HOP {
-                        self.drop(packet, DropReason::NextHopUnresolved);
-                    } else {
-                        self.held.push(Held { packet, hop, until_ns: now_ns + HELD_NS });
-                    }
-                }
-            }
-        }
-    }
-
-    fn push(&mut self, packet: Packet, port: PortId) {
-        let index = usize::from(port.0);
-        if self.out[index].is_full() {
-            self.ports[index].tx(&mut self.out[index], &mut self.free);
-        }
-        if let Err(full) = self.out[index].try_push(packet) {
-            self.drop(full.element(), DropReason::TxQueueFull);
-        }
-    }
-
-    fn drop(&mut self, packet: Packet, reason: DropReason) {
-        let counters = &self.counters[usize::from(packet.ingress.0)];
-        packet.drop_with(reason, &counters.drops, &mut self.free);
+    /// A turn of one worker.
+    pub fn turn(&mut self, worker: usize, now_ns: u64) {
+        let Worker { network, free, .. } = &mut self.workers[worker];
+        network.turn(now_ns, free);
+        assert!(self.sent() + self.drops() <= self.received(), "more came out than went in");
     }
 
     /// Takes at most `most` frames that the host sent through a port.
-    pub fn sent(&mut self, port: PortId, most: usize) -> Vec<Vec<u8>> {
-        let port = &mut self.ports[usize::from(port.0)];
-        (0..most).map_while(|_| port.collect(&mut self.free)).collect()
+    pub fn sent_through(&mut self, port: PortId, most: usize) -> Vec<Vec<u8>> {
+        let worker = &mut self.workers[owner(port)];
+        let AnyPort::Test(port) = worker.network.port_mut(place(port)) else { unreachable!() };
+        (0..most).map_while(|_| port.collect(&mut worker.free)).collect()
     }
 
-    /// Swaps the tables; what was held is decided anew.
-    pub fn set_tables(&mut self, now_ns: u64, tables: Arc<Tables>) {
-        self.switch.set_tables(tables);
-        let held: Vec<Held> = std::mem::take(&mut self.held);
-        let mut burst = Burst::new();
-        for held in held {
-            burst.push(held.packet);
-            if burst.is_full() {
-                self.decide(now_ns, std::mem::take(&mut burst), true);
-            }
+    /// Swaps one worker's tables; what it held is decided anew.
+    pub fn set_tables(&mut self, worker: usize, now_ns: u64, tables: Arc<Tables>) {
+        let Worker { network, free, .. } = &mut self.workers[worker];
+        network.set_tables(tables, now_ns, free);
+    }
+
+    /// The laws of conservation, when nothing is under way: packets and frames.
+    pub fn check_books(&mut self) {
+        for Worker { network, free, .. } in &mut self.workers {
+            network.before_sleep(free);
+            assert!(!network.has_backlog(), "nothing waits");
         }
-        self.decide(now_ns, burst, true);
+        for Worker { network, free, .. } in &mut self.workers {
+            assert!(!network.before_sleep(free));
+        }
+        assert_eq!(self.received(), self.sent() + self.drops(), "packets in = out + dropped");
+        let mut frames: usize = self.workers.iter().map(|worker| worker.free.len()).sum();
+        for port in 0..self.ports as u16 {
+            frames += self.workers[owner(PortId(port))].port(PortId(port)).held();
+        }
+        assert_eq!(frames, FRAMES as usize * WORKERS, "no frame is lost");
     }
 
-    /// The laws of conservation: packets and frames.
-    fn check_books(&self) {
-        let count = |counter: fn(&PortCounters) -> u64| -> u64 {
-            self.counters.iter().map(|counters| counter(counters)).sum()
-        };
-        let received = count(|port| port.rx_packets.get());
-        let sent = count(|port| port.tx_packets.get());
-        let dropped = count(|port| port.drops.total());
-        let waiting = self.held.len() + self.out.iter().map(|out| out.len()).sum::<usize>();
-        assert_eq!(received, sent + dropped + waiting as u64, "packets in = out + dropped + held");
-        let held = self.held.iter().map(|held| held.packet.frames()).sum::<usize>();
-        let out = self.out.iter().flatten().map(|packet| packet.frames()).sum::<usize>();
-        let in_ports = self.ports.iter().map(TestPort::held).sum::<usize>();
-        assert_eq!(self.free.len() + held + out + in_ports, FRAMES as usize, "no frame is lost");
+    fn sum(&self, count: impl Fn(&PortCounters) -> u64) -> u64 {
+        let all = self.workers.iter().flat_map(|worker| &worker.counters);
+        all.map(|counters| count(counters)).sum()
+    }
+
+    fn received(&self) -> u64 {
+        self.sum(|port| port.rx_packets.get())
+    }
+
+    fn sent(&self) -> u64 {
+        self.sum(|port| port.tx_packets.get())
+    }
+
+    fn drops(&self) -> u64 {
+        self.sum(|port| port.drops.total())
     }
 
     /// Packets dropped for a reason, over all ports.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.counters.iter().map(|counters| counters.drops.get(reason)).sum()
+        self.sum(|port| port.drops.get(reason))
     }
 
     /// Packets sent through a port.
     pub fn sent_packets(&self, port: PortId) -> u64 {
-        self.counters[usize::from(port.0)].tx_packets.get()
+        self.workers[owner(port)].counters[usize::from(port.0)].tx_packets.get()
     }
 
-    /// Hits, misses, recompilations and evictions of the flow cache.
+    /// Hits, misses, recompilations and evictions of the flow caches.
     pub fn flows(&self) -> [u64; 4] {
-        let flows = self.switch.counters();
-        [&flows.hits, &flows.misses, &flows.recompiles, &flows.evictions].map(|count| count.get())
+        let sum = |count: fn(&SwitchCounters) -> u64| {
+            self.workers.iter().map(|worker| count(&worker.flows)).sum()
+        };
+        [
+            sum(|flows| flows.hits.get()),
+            sum(|flows| flows.misses.get()),
+            sum(|flows| flows.recompiles.get()),
+            sum(|flows| flows.evictions.get()),
+        ]
     }
 
-    /// Ends every packet; all frames must be there.
+    /// Ends every packet, as when the daemon stops; all frames must be there.
     pub fn close(mut self) {
-        for held in std::mem::take(&mut self.held) {
-            self.drop(held.packet, DropReason::Stopping);
+        for _ in 0..2 {
+            for Worker { network, free, .. } in &mut self.workers {
+                network.drain(free);
+            }
         }
-        let waiting: Vec<Packet> = self.out.iter_mut().flat_map(|out| out.drain(..)).collect();
-        waiting.into_iter().for_each(|packet| self.drop(packet, DropReason::Stopping));
-        self.check_books();
-        for port in &mut self.ports {
-            port.close(&mut self.free);
+        for Worker { network, free, .. } in &mut self.workers {
+            network.close(free);
         }
-        assert_eq!(self.free.len(), FRAMES as usize, "every frame comes back");
+        assert_eq!(self.received(), self.sent() + self.drops(), "packets in = out + dropped");
+        let frames: usize = self.workers.iter().map(|worker| worker.free.len()).sum();
+        assert_eq!(frames, FRAMES as usize * WORKERS, "every frame comes back");
+    }
+}
+
+impl Worker {
+    fn new(
+        index: usize,
+        ports: usize,
+        peers: Vec<Option<Peer>>,
+        switch: Switch,
+        free: FreeList,
+    ) -> Worker {
+        let counters: Vec<Arc<PortCounters>> = (0..ports).map(|_| Arc::default()).collect();
+        let mut queues = Vec::new();
+        let mut exits = Vec::new();
+        for (port, counters) in (0..ports as u16).map(PortId).zip(&counters) {
+            if owner(port) == index {
+                exits.push(Exit::Queue(place(port) as u16));
+                let memory = TestPort::new(port, QUEUE, counters.clone());
+                queues.push(Queue::new(port, AnyPort::Test(memory)));
+            } else {
+                exits.push(Exit::Peer(owner(port) as u16));
+            }
+        }
+        let flows = switch.counters();
+        let network = Network::new(queues, exits, peers, switch, counters.clone());
+        Worker { network, free, counters, flows }
+    }
+
+    fn port(&mut self, port: PortId) -> &mut TestPort {
+        match self.network.port_mut(place(port)) {
+            AnyPort::Test(port) => port,
+            AnyPort::AfXdp(_) => unreachable!("all ports are in memory"),
+        }
     }
 }

@@ -150,7 +150,9 @@ impl Tenant {
     fn receive_datagram(&mut self, packet: &[u8], ip: &Ipv4, ledger: &mut Ledger) {
         let payload = packet[PAYLOAD_AT..].first_chunk::<8>().expect("a numbered datagram");
         let id = u64::from_be_bytes(*payload);
-        let sent = ledger.sent.get_mut(&id).expect("a datagram that was sent");
+        let Some(sent) = ledger.sent.get_mut(&id) else {
+            panic!("{:?} got what nobody sent: {ip:?}, {:02x?}", self.place, &packet[20..]);
+        };
         assert_eq!(sent.to, self.place, "datagram {id} of {:?} reached another tenant", sent.from);
         let mut expected = sent.packet.clone();
         expected[8] -= 1;
