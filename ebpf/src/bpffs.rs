@@ -1,4 +1,7 @@
 //! The BPF file system, where programs, maps and links stay by name when a process ends.
+//!
+//! It reserves dots in names (kernel/bpf/inode.c, `bpf_lookup`), which instances (`host.a`) and
+//! interfaces (`eth0.100`) may have; [`name`] puts a colon there, which neither may have.
 
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountFlags, mount};
@@ -10,6 +13,11 @@ use std::path::Path;
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// BPF_FS_MAGIC of linux/magic.h.
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+
+/// What an instance or an interface is called on a BPF file system.
+pub(crate) fn name(name: &str) -> String {
+    name.replace('.', ":")
+}
 
 /// Makes `directory` (mode 0700) on a BPF file system, which is mounted on `/sys/fs/bpf` when
 /// `directory` lies there and nobody has mounted it yet.

@@ -41,6 +41,8 @@ pub enum Error {
         directory.display()
     )]
     Directory { directory: PathBuf, source: io::Error },
+    #[error("another process holds {}; stop it first", directory.display())]
+    Held { directory: PathBuf },
     #[error("cannot pin {}: {reason}", path.display())]
     Pin { path: PathBuf, reason: String },
     #[error("queue {queue} of `{interface}` cannot be steered to its socket: {reason}")]

@@ -4,8 +4,10 @@
 pub mod abi;
 mod bpffs;
 mod error;
+mod instance;
 mod link;
 mod loader;
 
 pub use error::Error;
+pub use instance::Instance;
 pub use loader::{Mode, Program, Steering};

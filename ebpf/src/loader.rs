@@ -175,7 +175,8 @@ struct Pins {
 
 impl Pins {
     fn new(directory: &Path, interface: &str) -> Pins {
-        let pin = |name: &str| directory.join(format!("{interface}-{name}"));
+        let interface = bpffs::name(interface);
+        let pin = |what: &str| directory.join(format!("{interface}-{what}"));
         Pins { prog: pin("prog"), xsks: pin("xsks"), counters: pin("counters"), link: pin("link") }
     }
 
