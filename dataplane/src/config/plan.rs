@@ -5,6 +5,10 @@ use outboard_wire::{Ipv4Prefix, Mac};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+/// Frames that a worker needs for each queue that it owns: a fill ring of 64, and as many on their
+/// way (the longest packet has 18).
+pub const FRAMES_PER_QUEUE_MIN: u32 = 128;
+
 /// Everything that a daemon shall be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {

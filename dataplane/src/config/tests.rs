@@ -412,6 +412,25 @@ fn sockets_and_listeners_do_not_overlap() {
 }
 
 #[test]
+fn the_region_has_frames_for_every_queue() {
+    let text = |mib: u32, queues: u32| {
+        let port = |n: u32| {
+            let head = format!("[[port]]\nname = 'p{n}'\ninterface = 'p{n}'\nvpc = 'v'\n");
+            format!("{head}address = '10.0.0.{}/24'\n", n + 1)
+        };
+        let ports: String = (0..queues).map(port).collect();
+        let head = format!("name = 'a'\n[runtime]\nregion_mib = {mib}\n[[worker]]\ncore = 0\n");
+        format!("{head}[[vpc]]\nname = 'v'\nvni = 1\ngateway = '10.0.0.254'\n{ports}")
+    };
+    plan(&text(4, 8));
+    wrong_one(
+        &text(4, 9),
+        "`region_mib` of [runtime] is 4: too little for a worker with 9 queues",
+        "want 5 at least, better four times that",
+    );
+}
+
+#[test]
 fn tables_and_lists_are_told_apart() {
     wrong_one(
         "name = 'a'\n[worker]\ncore = 0\n",

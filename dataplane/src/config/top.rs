@@ -1,9 +1,10 @@
 //! The document as a whole: general settings, workers, and what the other parts share.
 
 use super::error::Sink;
-use super::plan::{Plan, Runtime, WaitMode, Worker};
+use super::plan::{FRAMES_PER_QUEUE_MIN, Plan, Port, Runtime, WaitMode, Worker};
 use super::section::{At, Section, advice};
 use super::{network, storage, value};
+use outboard_dma::FRAME_BYTES;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
@@ -122,13 +123,14 @@ pub(super) fn read(source: &str, sink: &mut Sink) -> Option<Plan> {
 
 fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
     let name = top.required("name", "\"host-a\"", &mut shared.sink, value::name);
-    let runtime = read_runtime(top, &mut shared.sink);
+    let (runtime, region_span) = read_runtime(top, &mut shared.sink);
     let control_socket = read_control(top, name.as_ref(), shared);
     let workers = read_workers(top, &mut shared.sink);
     shared.workers = workers.len();
     let networks = network::read(top, shared);
     let storages = storage::read(top, shared);
     let (networks, storages) = (networks?, storages?);
+    check_region(&runtime, region_span, &networks.ports, shared);
     Some(Plan {
         name: name?.value,
         runtime,
@@ -142,9 +144,13 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
     })
 }
 
-fn read_runtime(top: &mut Section, sink: &mut Sink) -> Runtime {
+/// `[runtime]`, and where the size of the region is given.
+fn read_runtime(top: &mut Section, sink: &mut Sink) -> (Runtime, Range<usize>) {
     let mut plan = Runtime { mode: WaitMode::Adaptive, spin_us: 50, region_mib: 64, flows: 65_536 };
-    let Some(mut section) = top.table("runtime", "[runtime]", sink) else { return plan };
+    let mut region_span = 0..0;
+    let Some(mut section) = top.table("runtime", "[runtime]", sink) else {
+        return (plan, region_span);
+    };
     if let Some(mode) = section.optional("mode", sink, value::choice(MODES)) {
         plan.mode = mode.value;
     }
@@ -157,12 +163,36 @@ fn read_runtime(top: &mut Section, sink: &mut Sink) -> Runtime {
     }
     if let Some(region) = section.optional("region_mib", sink, value::number(REGION_MIB)) {
         plan.region_mib = region.value as u32;
+        region_span = region.span;
     }
     if let Some(flows) = section.optional("flows", sink, value::power_of_two(FLOWS)) {
         plan.flows = flows.value as u32;
     }
     section.finish(sink);
-    plan
+    (plan, region_span)
+}
+
+/// Every worker has an equal share of the frames, which must do for the queues that it owns.
+fn check_region(runtime: &Runtime, span: Range<usize>, ports: &[Port], shared: &mut Shared) {
+    let mut queues = vec![0u64; shared.workers];
+    for owner in ports.iter().flat_map(|port| &port.queues) {
+        // One that does not exist was reported by its reader.
+        if let Some(count) = queues.get_mut(usize::from(*owner)) {
+            *count += 1;
+        }
+    }
+    let most = queues.iter().copied().max().unwrap_or(0);
+    let needed_frames = most * u64::from(FRAMES_PER_QUEUE_MIN) * shared.workers as u64;
+    let needed_mib = (needed_frames * FRAME_BYTES as u64).div_ceil(1 << 20);
+    if u64::from(runtime.region_mib) >= needed_mib {
+        return;
+    }
+    let what = format!(
+        "`region_mib` of [runtime] is {}: too little for a worker with {most} queues",
+        runtime.region_mib
+    );
+    let want = format!("want {needed_mib} at least, better four times that");
+    shared.sink.push(span, what, &want);
 }
 
 fn read_control(
