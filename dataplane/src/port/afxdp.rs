@@ -169,6 +169,10 @@ impl Port for AfXdp {
         self.socket()
     }
 
+    fn has_unsent(&self) -> bool {
+        self.retry.wanted
+    }
+
     fn close(&mut self, free: &mut FreeList) {
         if let Some(xsk) = self.xsk.take() {
             xsk.close(free);

@@ -30,6 +30,10 @@ pub trait Port {
     /// A descriptor that becomes readable when there is something to receive, to sleep on.
     fn wake_fd(&self) -> Option<RawFd>;
 
+    /// Whether packets that `tx` took still wait until the device takes them, of which `wake_fd`
+    /// tells nothing: the next call tries again, so it must not be long in coming.
+    fn has_unsent(&self) -> bool;
+
     /// Ends the port: every frame it can still reach goes to `free`. Called once, last.
     fn close(&mut self, free: &mut FreeList);
 }
@@ -71,6 +75,10 @@ impl Port for AnyPort {
 
     fn wake_fd(&self) -> Option<RawFd> {
         any_port!(self, wake_fd())
+    }
+
+    fn has_unsent(&self) -> bool {
+        any_port!(self, has_unsent())
     }
 
     fn close(&mut self, free: &mut FreeList) {

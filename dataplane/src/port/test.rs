@@ -147,6 +147,10 @@ impl Port for TestPort {
         None
     }
 
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
     fn close(&mut self, free: &mut FreeList) {
         for chain in self.incoming.drain(..).chain(self.sent.drain(..)) {
             chain.free(free);

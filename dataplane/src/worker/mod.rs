@@ -163,8 +163,8 @@ impl Worker {
                 WaitMode::Yield => std::thread::yield_now(),
                 WaitMode::Adaptive => {
                     let since_ns = *idle_since_ns.get_or_insert(now_ns);
-                    if now_ns - since_ns >= self.waiting.spin_ns {
-                        self.sleep();
+                    if now_ns - since_ns >= self.waiting.spin_ns && self.sleep() {
+                        idle_since_ns = None;
                     }
                 }
             }
@@ -210,8 +210,9 @@ impl Worker {
         }
     }
 
-    /// Arms every source, looks at every source once more, and only then waits.
-    fn sleep(&mut self) {
+    /// Arms every source, looks at every source once more, and only then waits. `true`: the look
+    /// found something, and there was no sleep.
+    fn sleep(&mut self) -> bool {
         self.bell.arm();
         let found = self.turn(clock::now_ns())
             | self.storage.arm()
@@ -221,6 +222,7 @@ impl Worker {
         }
         self.storage.disarm();
         self.bell.disarm();
+        found
     }
 
     fn wait(&mut self) {

@@ -133,9 +133,10 @@ impl Network {
         &mut self.queues[index].port
     }
 
-    /// Whether packets wait for room in an outgoing queue.
+    /// Whether packets wait for room in an outgoing queue, for the device or for a next hop.
     pub fn has_backlog(&self) -> bool {
-        self.queues.iter().any(|queue| !queue.out.is_empty()) || !self.held.is_empty()
+        let waits = |queue: &Queue| !queue.out.is_empty() || queue.port.has_unsent();
+        self.queues.iter().any(waits) || !self.held.is_empty()
     }
 
     /// Adds what becomes readable when there is something to receive.
