@@ -27,7 +27,12 @@ impl Run {
     pub fn run(self) -> Result<(), Failure> {
         let plan = load(&self.config)?;
         let filter = EnvFilter::try_from_env("OUTBOARD_LOG").unwrap_or(EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            // A log that nobody reads any more (a closed pipe) is no reason to panic.
+            .log_internal_errors(false)
+            .init();
         match self.netns {
             None => control::run::run(plan)?,
             // Threads inherit the namespace of the thread that makes them.

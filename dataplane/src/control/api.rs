@@ -18,7 +18,7 @@ pub use socket::ApiError;
 use super::stats::Stats;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -68,39 +68,60 @@ enum Answer {
     Error(String),
 }
 
-/// The socket and the thread that serves it; both end when it is dropped.
+/// The socket, not served yet: who asks waits. It is removed when this is dropped.
 #[derive(Debug)]
-pub struct Api {
+pub struct Bound {
     path: PathBuf,
-    stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
+    listener: Option<UnixListener>,
 }
 
-impl Api {
-    /// Binds the socket and serves it from a thread of its own.
-    pub fn start(path: &Path, source: impl Source + 'static) -> Result<Api, ApiError> {
+impl Bound {
+    /// Binds the socket, and so refuses a second daemon before anything else is made.
+    pub fn new(path: &Path) -> Result<Bound, ApiError> {
         let listener = socket::bind(path)?;
+        Ok(Bound { path: path.to_path_buf(), listener: Some(listener) })
+    }
+
+    /// Serves it from a thread of its own.
+    pub fn serve(mut self, source: impl Source + 'static) -> Result<Api, ApiError> {
+        let listener = self.listener.take();
         let start = || {
+            let listener = listener.ok_or(std::io::ErrorKind::NotConnected)?;
             let (stop, stopped) = UnixStream::pair()?;
             let server = serve::Server::new(listener, stopped, Box::new(source))?;
             let thread = std::thread::Builder::new().name("api".into()).spawn(|| server.run())?;
             Ok((stop, thread))
         };
-        match start() {
-            Ok((stop, thread)) => {
-                Ok(Api { path: path.to_path_buf(), stop: Some(stop), thread: Some(thread) })
-            }
-            Err(source) => {
-                let _ = std::fs::remove_file(path);
-                Err(ApiError::Thread { source })
-            }
-        }
+        let (stop, thread) = start().map_err(|source| ApiError::Thread { source })?;
+        Ok(Api { bound: Some(self), stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The socket and the thread that serves it; both end when it is dropped.
+#[derive(Debug)]
+pub struct Api {
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+    bound: Option<Bound>,
+}
+
+impl Api {
+    /// Binds the socket and serves it from a thread of its own.
+    pub fn start(path: &Path, source: impl Source + 'static) -> Result<Api, ApiError> {
+        Bound::new(path)?.serve(source)
     }
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // While it is listened on: nobody takes it for a stale one and puts another there.
+        self.bound.take();
         // The thread sees the other end close.
         self.stop.take();
         if let Some(thread) = self.thread.take() {

@@ -17,13 +17,11 @@ use crate::worker::{
 use crossbeam::channel::{Receiver, Sender, bounded};
 use outboard_dma::{FreeList, Region, RingSizes};
 use outboard_ebpf::{Program, Steering};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Messages that wait for one worker.
 const MAILBOX: usize = 64;
-/// Where the XDP programs' pins are, a directory per instance.
-const PINS: &str = "/sys/fs/bpf/outboard";
 /// The IANA port of VXLAN (RFC 7348, section 8).
 pub const VXLAN_PORT: u16 = 4789;
 
@@ -56,9 +54,10 @@ pub struct House {
 }
 
 /// Makes the network side of the plan and the workers around the given storage rooms, one per
-/// worker.
+/// worker. XDP programs are pinned under `pins`.
 pub fn assemble(
     plan: &Plan,
+    pins: &Path,
     region: &'static Region,
     bells: Vec<Arc<Bell>>,
     tables: &Arc<Tables>,
@@ -69,7 +68,7 @@ pub fn assemble(
     let mut steering = Vec::new();
     let mut queues: Vec<Vec<Queue>> = plan.workers.iter().map(|_| Vec::new()).collect();
     for index in 0..plan.ports.len() {
-        let made = open_port(plan, index, region, &counters, &mut queues);
+        let made = open_port(plan, index, pins, region, &counters, &mut queues);
         match made {
             Ok(program) => steering.push(program),
             Err(error) => {
@@ -129,6 +128,7 @@ pub fn detach(steering: Vec<Steering>) {
 fn open_port(
     plan: &Plan,
     index: usize,
+    pins: &Path,
     region: &'static Region,
     counters: &[Vec<Arc<PortCounters>>],
     queues: &mut [Vec<Queue>],
@@ -138,8 +138,13 @@ fn open_port(
         Role::Tenant(_) => Program::Tenant,
         Role::Uplink { .. } => Program::Uplink { vxlan_port: VXLAN_PORT },
     };
-    let pins = PathBuf::from(PINS).join(&plan.name);
-    let mut steering = Steering::attach(&port.interface, program, &pins)?;
+    let attached = Steering::attach(&port.interface, program, pins);
+    let mut steering = attached.map_err(|error| match (error, &port.role) {
+        (outboard_ebpf::Error::NoInterface { interface }, Role::Tenant(_)) => {
+            RunError::NotAttached { port: port.name.clone(), interface }
+        }
+        (error, _) => error.into(),
+    })?;
     let id = PortId(index as u16);
     let mut sockets = || {
         for (queue, worker) in port.queues.iter().enumerate() {

@@ -9,3 +9,4 @@ mod snapshot;
 pub mod stats;
 mod stores;
 pub mod vhost;
+mod ways;

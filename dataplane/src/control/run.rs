@@ -4,25 +4,29 @@
 //! longer use, and ends on SIGTERM or SIGINT. Workers are threads of their own, one pinned to
 //! each core of the plan.
 
-use super::api::{Api, ApiError};
+use super::api::{ApiError, Bound};
 use super::assemble::{self, Handle, House};
 use super::machine::{self, MachineError};
-use super::netlink::underlay::{Underlay, UnderlayError};
+use super::netlink::underlay::UnderlayError;
 use super::snapshot::Snapshot;
 use super::stores::{self, StoreError};
+use super::ways::Ways;
 use crate::bell::Bell;
 use crate::config::Plan;
-use crate::switch::{NextHop, Tables};
+use crate::switch::Tables;
 use crate::worker::{Message, Worker};
 use outboard_dma::{FreeList, Region, RegionError, XskError};
+use outboard_ebpf::Instance;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// Where the XDP programs' pins are, a directory per instance.
+const PINS: &str = "/sys/fs/bpf/outboard";
 /// How often control looks at signals and workers.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -38,6 +42,17 @@ pub enum RunError {
     /// An XDP program could not be attached.
     #[error(transparent)]
     Steering(#[from] outboard_ebpf::Error),
+    /// A tenant's interface is missing.
+    #[error(
+        "the interface {interface} of port \"{port}\" does not exist in this network namespace; \
+         make it with `outboard attach --port {port} --netns … --config …`"
+    )]
+    NotAttached {
+        /// The port.
+        port: String,
+        /// Its interface.
+        interface: String,
+    },
     /// An AF_XDP socket could not be opened.
     #[error(transparent)]
     Socket(#[from] XskError),
@@ -58,6 +73,12 @@ pub enum RunError {
         /// The kernel's reason.
         source: std::io::Error,
     },
+    /// Another process is this instance.
+    #[error("an instance \"{name}\" is running; stop it, or give this one another `name`")]
+    Running {
+        /// The instance.
+        name: String,
+    },
     /// A worker panicked: a defect.
     #[error("worker {0} ended by a panic; its message stands above: this is a defect")]
     WorkerPanicked(usize),
@@ -77,32 +98,57 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
             .map_err(system("signal handlers"))?;
     }
     machine::check(&plan)?;
+    // First what a second daemon of this plan is refused by, while it has touched nothing else.
+    let socket = Bound::new(&plan.control_socket)?;
+    let instance = claim(&plan)?;
     let region = Region::new(plan.runtime.region_mib * 256)?;
     tracing::info!("{} MiB of frames in {}", region.bytes() >> 20, region.backing().name());
     let bells = bells(plan.workers.len())?;
-    let mut underlay = Underlay::new(&plan)?;
-    let next_hops = underlay.poll(Duration::ZERO)?.unwrap_or_default();
-    let tables = Arc::new(Tables::new(&plan, &next_hops));
+    let mut ways = Ways::new(&plan)?;
+    let tables = Arc::new(ways.tables(&plan));
     let (stores, storage) = stores::make(&plan, &bells)?;
     let storage = storage.into_iter().zip(shares(region, plan.workers.len())).collect();
-    let house = assemble::assemble(&plan, region, bells, &tables, storage)?;
-    let House { workers, handles, steering } = house;
+    let pins = instance.as_ref().map_or(Path::new(""), Instance::directory);
+    let House { workers, handles, steering } =
+        assemble::assemble(&plan, pins, region, bells, &tables, storage)?;
     let handles = Arc::new(handles);
-    let steering = Arc::new(std::sync::Mutex::new(steering));
+    let steering = Arc::new(Mutex::new(steering));
     let snapshot = Snapshot::new(&plan, &handles, &steering, &stores);
-    let served = Api::start(&plan.control_socket, move || snapshot.take());
-    let outcome = served.map_err(RunError::from).and_then(|api| {
-        let threads = start(&plan, workers)?;
-        tracing::info!("{} is ready; stats at {}", plan.name, plan.control_socket.display());
-        supervise(&plan, &mut underlay, &handles, &threads, &stop);
-        drop(api);
-        finish(&handles, threads)
+    let outcome = start(&plan, workers, &handles).and_then(|threads| {
+        let served = socket.serve(move || snapshot.take());
+        if served.is_ok() {
+            tracing::info!("{} is ready; stats at {}", plan.name, plan.control_socket.display());
+            supervise(&plan, &mut ways, &handles, &threads, &stop);
+        }
+        let failed = served.err();
+        // Guests give up their rings while the workers still run.
+        drop(stores);
+        let ended = finish(&handles, threads);
+        failed.map_or(ended, |error| Err(error.into()))
     });
-    drop(stores);
-    if let Ok(mut steering) = steering.lock() {
-        assemble::detach(std::mem::take(&mut steering));
+    let steering = steering.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default();
+    assemble::detach(steering);
+    if outcome.is_ok() {
+        tracing::info!("stopped");
     }
     outcome
+}
+
+/// Takes the right to the instance's pins, and removes those on interfaces that the plan no longer
+/// has. A plan without ports has no pins.
+fn claim(plan: &Plan) -> Result<Option<Instance>, RunError> {
+    if plan.ports.is_empty() {
+        return Ok(None);
+    }
+    let instance = Instance::claim(Path::new(PINS), &plan.name).map_err(|error| match error {
+        outboard_ebpf::Error::Held { .. } => RunError::Running { name: plan.name.clone() },
+        error => error.into(),
+    })?;
+    let interfaces: Vec<&str> = plan.ports.iter().map(|port| port.interface.as_str()).collect();
+    for interface in instance.forget_others(&interfaces)? {
+        tracing::info!("took the XDP program of an earlier run off {interface}");
+    }
+    Ok(Some(instance))
 }
 
 fn bells(count: usize) -> Result<Vec<Arc<Bell>>, RunError> {
@@ -115,22 +161,30 @@ fn shares(region: &'static Region, workers: usize) -> Vec<FreeList> {
     (0..workers).filter_map(|_| region.carve(share)).collect()
 }
 
-fn start(plan: &Plan, workers: Vec<Worker>) -> Result<Vec<JoinHandle<Worker>>, RunError> {
+/// Starts a thread for every worker; those that run when one cannot be started end again.
+fn start(
+    plan: &Plan,
+    workers: Vec<Worker>,
+    handles: &[Handle],
+) -> Result<Vec<JoinHandle<Worker>>, RunError> {
     let mut threads = Vec::new();
     for (index, worker) in workers.into_iter().enumerate() {
         let core = usize::from(plan.workers[index].core);
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || {
-                let mut cores = CpuSet::new();
-                cores.set(core);
-                if let Err(error) = sched_setaffinity(None, &cores) {
-                    tracing::warn!("worker {index} cannot be pinned to core {core}: {error}");
-                }
-                worker.run()
-            })
-            .map_err(system("a worker's thread"))?;
-        threads.push(thread);
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let mut cores = CpuSet::new();
+            cores.set(core);
+            if let Err(error) = sched_setaffinity(None, &cores) {
+                tracing::warn!("worker {index} cannot be pinned to core {core}: {error}");
+            }
+            worker.run()
+        });
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                let _ = finish(handles, threads);
+                return Err(system("a worker's thread")(error));
+            }
+        }
     }
     Ok(threads)
 }
@@ -138,15 +192,15 @@ fn start(plan: &Plan, workers: Vec<Worker>) -> Result<Vec<JoinHandle<Worker>>, R
 /// Follows the kernel's routes until a stop is asked for or a worker has died.
 fn supervise(
     plan: &Plan,
-    underlay: &mut Underlay,
+    ways: &mut Ways,
     handles: &[Handle],
     threads: &[JoinHandle<Worker>],
     stop: &AtomicBool,
 ) {
     while !stop.load(Ordering::Relaxed) && threads.iter().all(|thread| !thread.is_finished()) {
-        match underlay.poll(LOOK) {
-            Ok(None) => {}
-            Ok(Some(next_hops)) => publish(plan, &next_hops, handles),
+        match ways.changed(LOOK) {
+            Ok(false) => {}
+            Ok(true) => publish(&Arc::new(ways.tables(plan)), handles),
             Err(error) => {
                 tracing::warn!("{error}; the next hops stay as they were");
                 std::thread::sleep(LOOK);
@@ -158,15 +212,11 @@ fn supervise(
     }
 }
 
-/// Gives every worker tables with these next hops.
-fn publish(plan: &Plan, next_hops: &[(Ipv4Addr, NextHop)], handles: &[Handle]) {
-    for (far_end, next_hop) in next_hops {
-        tracing::info!("far end {far_end}: {next_hop:?}");
-    }
-    let tables = Arc::new(Tables::new(plan, next_hops));
+/// Gives every worker these tables.
+fn publish(tables: &Arc<Tables>, handles: &[Handle]) {
     for handle in handles {
         // A worker takes a message every turn, so a full mailbox has room again at once.
-        if handle.mailbox.send(Message::Tables(Arc::clone(&tables))).is_ok() {
+        if handle.mailbox.send(Message::Tables(Arc::clone(tables))).is_ok() {
             handle.bell.ring();
         }
     }
@@ -178,9 +228,10 @@ fn finish(handles: &[Handle], threads: Vec<JoinHandle<Worker>>) -> Result<(), Ru
         let _ = handle.mailbox.send(Message::Stop);
         handle.bell.ring();
     }
+    let joined: Vec<_> = threads.into_iter().map(JoinHandle::join).collect();
     let mut workers = Vec::new();
-    for (index, thread) in threads.into_iter().enumerate() {
-        workers.push(thread.join().map_err(|_| RunError::WorkerPanicked(index))?);
+    for (index, worker) in joined.into_iter().enumerate() {
+        workers.push(worker.map_err(|_| RunError::WorkerPanicked(index))?);
     }
     workers.iter_mut().for_each(Worker::drain);
     let (mut total, mut recovered) = (0, 0);
@@ -191,6 +242,5 @@ fn finish(handles: &[Handle], threads: Vec<JoinHandle<Worker>>) -> Result<(), Ru
     if total != recovered {
         tracing::warn!("{} of {total} frames did not come back", total.abs_diff(recovered));
     }
-    tracing::info!("stopped");
     Ok(())
 }

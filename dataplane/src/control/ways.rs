@@ -1,0 +1,55 @@
+//! The ways to the other hosts as the kernel knows them, told in the log when they change.
+
+use super::netlink::underlay::{Underlay, UnderlayError};
+use crate::config::Plan;
+use crate::switch::{NextHop, Tables};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// Every far end's next hop.
+#[derive(Debug)]
+pub struct Ways {
+    underlay: Underlay,
+    /// Interfaces by port number.
+    interfaces: Vec<String>,
+    known: Vec<(Ipv4Addr, NextHop)>,
+}
+
+impl Ways {
+    /// Begins to follow the far ends of a plan's routes.
+    pub fn new(plan: &Plan) -> Result<Ways, UnderlayError> {
+        let underlay = Underlay::new(plan)?;
+        let interfaces = plan.ports.iter().map(|port| port.interface.clone()).collect();
+        let mut ways = Ways { underlay, interfaces, known: Vec::new() };
+        ways.changed(Duration::ZERO)?;
+        Ok(ways)
+    }
+
+    /// Waits for at most `timeout` for a change; whether there was one.
+    pub fn changed(&mut self, timeout: Duration) -> Result<bool, UnderlayError> {
+        let Some(next_hops) = self.underlay.poll(timeout)? else { return Ok(false) };
+        for way in &next_hops {
+            if !self.known.contains(way) {
+                tracing::info!("far end {}: {}", way.0, self.text(&way.1));
+            }
+        }
+        self.known = next_hops;
+        Ok(true)
+    }
+
+    /// Tables with the ways as they are.
+    pub fn tables(&self, plan: &Plan) -> Tables {
+        Tables::new(plan, &self.known)
+    }
+
+    fn text(&self, next_hop: &NextHop) -> String {
+        match next_hop {
+            NextHop::Resolved { port, dst_mac, mtu, .. } => {
+                let interface = &self.interfaces[usize::from(port.0)];
+                format!("over {interface} to {dst_mac}, MTU {mtu}")
+            }
+            NextHop::Unresolved => "unresolved: nobody has answered for its MAC address yet".into(),
+            NextHop::NoRoute => "no route over an uplink that is up; see `ip route get`".into(),
+        }
+    }
+}

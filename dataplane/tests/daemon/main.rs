@@ -1,0 +1,14 @@
+//! The daemon from outside: two hosts as network namespaces joined by an underlay, one
+//! `outboard run` on each, tenants attached by `outboard attach`, real traffic.
+//!
+//! Needs root, iproute2, ethtool and ping. Everything has names of this process's own and goes
+//! when the test ends, however it ends.
+
+#[path = "../netns/mod.rs"]
+mod netns;
+
+mod clean;
+mod crash;
+mod process;
+mod traffic;
+mod world;
