@@ -18,6 +18,7 @@ mod region;
 mod ring;
 mod segment;
 mod sigbus;
+pub mod socket;
 mod window;
 mod xsk;
 
