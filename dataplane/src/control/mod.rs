@@ -2,6 +2,8 @@
 
 pub mod api;
 mod assemble;
+pub mod connect;
+pub mod listen;
 mod machine;
 pub mod netlink;
 pub mod run;

@@ -9,11 +9,14 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod disk;
+pub mod export;
 mod file;
 mod mem;
+pub mod remote;
 
 pub use file::{File, FileCounters, FileError};
 pub use mem::Mem;
+pub use remote::Remote;
 
 use arrayvec::ArrayVec;
 use outboard_dma::{MAX_SEGMENTS, Segment};
@@ -224,6 +227,8 @@ pub enum Volume {
     Mem(Mem),
     /// In a file or on a block device.
     File(File),
+    /// At an NVMe/TCP target.
+    Remote(Remote),
 }
 
 /// Calls the same verb of whichever volume it is.
@@ -232,6 +237,7 @@ macro_rules! each {
         match $volume {
             Volume::Mem($inner) => $call,
             Volume::File($inner) => $call,
+            Volume::Remote($inner) => $call,
         }
     };
 }

@@ -1,0 +1,372 @@
+//! One connection of an export: socket, engine, and where its commands' data is.
+
+use super::pool::{Frames, Pool};
+use super::{CONNECT_TIMEOUT_NS, DATA_TIMEOUT_NS, End, LINGER_NS};
+use crate::volume::{Op, Status};
+use outboard_dma::socket::{self, Gather, Scatter};
+use outboard_rdma::nvmf::target::{Subsystem, Target, Waiting};
+use outboard_rdma::nvmf::{self, Fault, Piece, StatusCode, Want};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use std::io::{Error, ErrorKind};
+use std::net::TcpStream;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Bytes that one call receives beside data that goes straight to its place: three writes of
+/// 4 KiB in their capsules, or over 200 reads.
+const STAGING_BYTES: usize = 16 << 10;
+/// Receive and send calls of one turn each.
+const CALLS: usize = 4;
+
+/// What the volume shall do for a command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work {
+    pub op: Op,
+    pub lba: u64,
+    pub bytes: u32,
+    /// To be flushed after it is written.
+    pub is_durable: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    work: Work,
+    frames: Frames,
+    is_asked: bool,
+    is_running: bool,
+}
+
+/// What epoll watches a socket for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Interest {
+    input: bool,
+    output: bool,
+}
+
+impl Interest {
+    /// As a connection begins.
+    const INPUT: Interest = Interest { input: true, output: false };
+}
+
+/// A connection, or the place for one.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Option<TcpStream>,
+    target: Target,
+    slots: Box<[Slot]>,
+    /// Commands that the volume has, or that wait for it.
+    running: u16,
+    staging: Box<[u8]>,
+    /// What of the staging buffer was received and not taken yet.
+    staged: Range<usize>,
+    interest: Interest,
+    pub active_ns: u64,
+    failed_ns: Option<u64>,
+}
+
+impl Connection {
+    pub fn new(depth: u16) -> Connection {
+        let target = Target::new(depth);
+        let slot = |_| Slot {
+            work: Work { op: Op::Flush, lba: 0, bytes: 0, is_durable: false },
+            frames: Frames::new(),
+            is_asked: false,
+            is_running: false,
+        };
+        Connection {
+            socket: None,
+            slots: (0..target.slots()).map(slot).collect(),
+            target,
+            running: 0,
+            staging: vec![0; STAGING_BYTES].into(),
+            staged: 0..0,
+            interest: Interest::INPUT,
+            active_ns: 0,
+            failed_ns: None,
+        }
+    }
+
+    pub fn slots(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    pub fn work(&self, slot: u16) -> &Work {
+        &self.slots[usize::from(slot)].work
+    }
+
+    pub fn frames(&self, slot: u16) -> &Frames {
+        &self.slots[usize::from(slot)].frames
+    }
+
+    pub fn running(&self) -> u16 {
+        self.running
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.target.is_connected()
+    }
+
+    /// Whether another connection can have this place: no socket, and no I/O of the last one.
+    pub fn is_free(&self) -> bool {
+        self.socket.is_none() && self.running == 0
+    }
+
+    /// Whether it waits for memory, or received bytes wait for something.
+    pub fn is_held(&self) -> bool {
+        !self.is_failed() && (!self.staged.is_empty() || self.target.waiting().is_some())
+    }
+
+    pub fn is_failed(&self) -> bool {
+        self.target.fault().is_some()
+    }
+
+    pub fn has_output(&self) -> bool {
+        self.target.has_output()
+    }
+
+    pub fn open(&mut self, now_ns: u64, socket: TcpStream) {
+        self.target.reset();
+        self.staged = 0..0;
+        self.interest = Interest::INPUT;
+        self.active_ns = now_ns;
+        self.failed_ns = None;
+        self.socket = Some(socket);
+    }
+
+    /// The socket goes; memory of I/Os that the volume still has stays until they end.
+    pub fn close(&mut self, index: u16, pool: &mut Pool, shared: &mut Subsystem, epoll: &OwnedFd) {
+        self.target.leave(shared);
+        if let Some(socket) = self.socket.take() {
+            let _ = epoll::delete(epoll, &socket);
+        }
+        self.staged = 0..0;
+        for slot in self.slots.iter_mut().filter(|slot| !slot.is_running) {
+            pool.give(index, &mut slot.frames, slot.is_asked);
+        }
+    }
+
+    /// The violation that ended it, once.
+    pub fn new_fault(&mut self, now_ns: u64) -> Option<Fault> {
+        let fault = self.target.fault()?;
+        let is_new = self.failed_ns.is_none();
+        self.failed_ns.get_or_insert(now_ns);
+        is_new.then_some(fault)
+    }
+
+    /// Why it is to be closed now, if it is.
+    pub fn overdue(&self, now_ns: u64, subsystem: &Subsystem) -> Option<End> {
+        let quiet_ns = now_ns.saturating_sub(self.active_ns);
+        if let Some(failed_ns) = self.failed_ns {
+            return (now_ns.saturating_sub(failed_ns) > LINGER_NS).then_some(End::Fault);
+        }
+        if self.target.is_orphan(subsystem) {
+            return Some(End::Orphan);
+        }
+        if !self.is_connected() && quiet_ns > CONNECT_TIMEOUT_NS {
+            return Some(End::ConnectTimeout);
+        }
+        (self.target.is_owed_data() && quiet_ns > DATA_TIMEOUT_NS).then_some(End::DataTimeout)
+    }
+
+    /// Takes what was received before, then what is there; how many calls found something.
+    pub fn advance(
+        &mut self,
+        now_ns: u64,
+        with_receive: bool,
+        index: u16,
+        pool: &mut Pool,
+        subsystem: &mut Subsystem,
+    ) -> Result<usize, End> {
+        self.feed(now_ns, index, pool, subsystem);
+        let mut moved = 0;
+        while with_receive && moved < CALLS && self.staged.is_empty() && !self.is_failed() {
+            let Some(bytes) = self.receive(pool, subsystem)? else { break };
+            moved += 1;
+            // A stranger's clock runs from its arrival, not from its last byte.
+            if self.is_connected() {
+                self.active_ns = now_ns;
+            }
+            self.feed(now_ns, index, pool, subsystem);
+            // A short read has emptied the socket: the next one would find nothing.
+            if bytes < STAGING_BYTES {
+                break;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// One receive call: what it brought, or `None` when there was nothing.
+    fn receive(&mut self, pool: &mut Pool, subsystem: &Subsystem) -> Result<Option<usize>, End> {
+        let Some(socket) = &self.socket else { return Ok(None) };
+        let (received, placed) = match self.target.wants() {
+            Want::Nothing => return Ok(None),
+            Want::Engine => (socket::receive(socket.as_fd(), &mut self.staging), 0),
+            Want::Data { slot, offset, len } => {
+                let frames = &self.slots[usize::from(slot)].frames;
+                let mut scatter = Scatter::new();
+                for segment in &pool.segments(frames, offset, len) {
+                    scatter.push_segment(segment);
+                }
+                scatter.push(&mut self.staging);
+                let received = scatter.receive(socket.as_fd());
+                let placed = received.as_ref().map_or(0, |bytes| *bytes).min(len as usize);
+                (received, placed)
+            }
+        };
+        match received {
+            Ok(0) => Err(End::Closed),
+            Ok(bytes) => {
+                if placed > 0 {
+                    self.target.placed(placed as u32, subsystem);
+                }
+                self.staged = 0..bytes - placed;
+                Ok(Some(bytes))
+            }
+            Err(error) if is_transient(&error) => Ok(None),
+            Err(_) => Err(End::Socket),
+        }
+    }
+
+    /// Gives staged bytes to the engine and to their places, and memory to commands, as far as
+    /// both go.
+    fn feed(&mut self, now_ns: u64, index: u16, pool: &mut Pool, subsystem: &mut Subsystem) {
+        while !self.is_failed() {
+            self.grant(index, pool, subsystem);
+            let bytes = &self.staging[self.staged.clone()];
+            if bytes.is_empty() {
+                return;
+            }
+            match self.target.wants() {
+                Want::Nothing => return,
+                Want::Engine => match self.target.receive(now_ns, bytes, subsystem) {
+                    Ok(used) => self.staged.start += used,
+                    Err(_) => {
+                        self.staged = 0..0;
+                        return;
+                    }
+                },
+                Want::Data { slot, offset, len } => {
+                    let count = bytes.len().min(len as usize);
+                    let frames = &self.slots[usize::from(slot)].frames;
+                    let mut at = 0;
+                    for segment in &pool.segments(frames, offset, count as u32) {
+                        segment.copy_from(0, &bytes[at..at + segment.len()]);
+                        at += segment.len();
+                    }
+                    self.target.placed(count as u32, subsystem);
+                    self.staged.start += count;
+                }
+            }
+        }
+    }
+
+    fn grant(&mut self, index: u16, pool: &mut Pool, subsystem: &Subsystem) {
+        while let Some(Waiting { slot, bytes, by_request }) = self.target.waiting() {
+            let Some(frames) = pool.take(index, bytes, by_request) else { return };
+            let slot = &mut self.slots[usize::from(slot)];
+            debug_assert!(slot.frames.is_empty());
+            slot.frames = frames;
+            slot.is_asked = by_request;
+            self.target.grant(subsystem);
+        }
+    }
+
+    /// The next command to submit: its slot.
+    pub fn next_command(&mut self) -> Option<u16> {
+        let command = self.target.next_command()?;
+        let slot = &mut self.slots[usize::from(command.slot)];
+        let op = match command.op {
+            nvmf::Op::Read => Op::Read,
+            nvmf::Op::Write => Op::Write,
+            nvmf::Op::Flush => Op::Flush,
+        };
+        let (lba, bytes, is_durable) = (command.lba, command.bytes, command.is_durable);
+        slot.work = Work { op, lba, bytes, is_durable };
+        slot.is_running = true;
+        self.running += 1;
+        Some(command.slot)
+    }
+
+    /// Whether a durable write that was written is to be flushed now; it becomes a flush.
+    pub fn needs_flush(&mut self, slot: u16, status: Status) -> bool {
+        let work = &mut self.slots[usize::from(slot)].work;
+        let is_due = work.is_durable && work.op == Op::Write && status == Status::Ok;
+        if is_due {
+            work.op = Op::Flush;
+        }
+        is_due
+    }
+
+    /// A command that ran has ended.
+    pub fn end(&mut self, slot: u16, status: StatusCode, index: u16, pool: &mut Pool) {
+        let state = &mut self.slots[usize::from(slot)];
+        state.is_running = false;
+        self.running -= 1;
+        if self.socket.is_some() {
+            self.target.complete(slot, status);
+        } else {
+            pool.give(index, &mut state.frames, state.is_asked);
+        }
+    }
+
+    /// Sends what the socket takes; slots that end with it give their memory back.
+    pub fn send(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<(), End> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        for _ in 0..CALLS {
+            if !self.target.has_output() {
+                break;
+            }
+            let mut gather = Gather::new();
+            for piece in self.target.pieces() {
+                let fits = match piece {
+                    Piece::Bytes(bytes) => gather.push(bytes),
+                    Piece::Data { slot, offset, len } => {
+                        let frames = &self.slots[usize::from(slot)].frames;
+                        let segments = pool.segments(frames, offset, len);
+                        segments.iter().all(|segment| gather.push_segment(segment))
+                    }
+                };
+                if !fits {
+                    break;
+                }
+            }
+            match gather.send(socket.as_fd()) {
+                Ok(sent) => {
+                    self.active_ns = if self.is_connected() { now_ns } else { self.active_ns };
+                    let slots = &mut self.slots;
+                    self.target.sent(sent, |slot| {
+                        let slot = &mut slots[usize::from(slot)];
+                        pool.give(index, &mut slot.frames, slot.is_asked);
+                    });
+                }
+                Err(error) if is_transient(&error) => break,
+                Err(_) => return Err(End::Socket),
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps epoll to what the connection can go on with, so that nobody is woken in vain.
+    pub fn watch(&mut self, index: u16, epoll: &OwnedFd) -> Result<(), End> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        let is_stuck = !self.staged.is_empty() || self.target.wants() == Want::Nothing;
+        let wanted = Interest { input: !is_stuck, output: self.target.has_output() };
+        if wanted != self.interest {
+            self.interest = wanted;
+            let mut flags = EventFlags::empty();
+            flags.set(EventFlags::IN, wanted.input);
+            flags.set(EventFlags::OUT, wanted.output);
+            let data = EventData::new_u64(u64::from(index));
+            epoll::modify(epoll, socket, data, flags).map_err(|_| End::Socket)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_transient(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

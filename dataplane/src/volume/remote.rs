@@ -1,0 +1,511 @@
+//! A volume at an NVMe/TCP target, over one connected I/O queue.
+//!
+//! Control connects and hands over a [`Link`]; the worker drives it. When the connection is lost,
+//! everything in flight ends as `ConnectionLost`, the link goes back to control, and I/O ends as
+//! `NotConnected` at once until control hands over a new one. Nothing is retried.
+//!
+//! A write's data leaves from the I/O's segments. A read's small data is copied once, from the
+//! buffer that one receive call fills; what is not there yet is received straight into place.
+
+use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
+use crate::counters::Counter;
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use outboard_dma::socket::{self, Gather, Scatter};
+use outboard_dma::{EventFd, Segments};
+use outboard_rdma::nvmf::initiator::{Queue, Request};
+use outboard_rdma::nvmf::{self, Fault, Piece, StatusCode, Want};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+/// I/Os in flight at most, ended ones that wait for `reap` included.
+pub const DEPTH: u16 = 128;
+/// Bytes that one call receives beside data that goes straight to its place: about eight reads of
+/// 4 KiB, so that a deep queue needs few calls.
+const STAGING_BYTES: usize = 32 << 10;
+/// Receive and send calls of one `reap` each.
+const CALLS: usize = 8;
+/// The most blocks of one command (NLB has 16 bits).
+const MAX_BLOCKS: u64 = 1 << 16;
+
+/// A connected I/O queue and its socket (non-blocking, without Nagle's delay).
+#[derive(Debug)]
+pub struct Link {
+    /// The connection.
+    pub socket: TcpStream,
+    /// The engine, ready for commands.
+    pub queue: Queue,
+}
+
+/// Why a connection was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossReason {
+    /// The target closed it.
+    Closed,
+    /// The socket failed.
+    Socket(ErrorKind),
+    /// The target broke the protocol, or said that we did.
+    Fault(Fault),
+}
+
+impl std::fmt::Display for LossReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LossReason::Closed => f.write_str("the target closed it"),
+            LossReason::Socket(kind) => write!(f, "{kind}"),
+            LossReason::Fault(fault) => write!(f, "protocol violation: {}", fault.name()),
+        }
+    }
+}
+
+/// A link that goes back to control.
+#[derive(Debug)]
+pub struct Lost {
+    /// To be closed and freed where that may take time.
+    pub link: Link,
+    /// Why.
+    pub reason: LossReason,
+}
+
+/// Control's side of a remote volume.
+#[derive(Debug)]
+pub struct RemoteControl {
+    links: Sender<Link>,
+    links_bell: Arc<EventFd>,
+    lost: Receiver<Lost>,
+    lost_bell: Arc<EventFd>,
+    counters: Arc<RemoteCounters>,
+}
+
+impl RemoteControl {
+    /// Hands a connected link to the worker; `false`: the volume is gone.
+    pub fn hand_over(&self, link: Link) -> bool {
+        let is_sent = self.links.try_send(link).is_ok();
+        self.links_bell.signal();
+        is_sent
+    }
+
+    /// Takes back a link that was lost.
+    pub fn take_lost(&self) -> Option<Lost> {
+        self.lost_bell.drain();
+        self.lost.try_recv().ok()
+    }
+
+    /// Readable when a link was lost.
+    pub fn lost_bell(&self) -> &EventFd {
+        &self.lost_bell
+    }
+
+    /// What the volume counts.
+    pub fn counters(&self) -> Arc<RemoteCounters> {
+        Arc::clone(&self.counters)
+    }
+}
+
+/// What a remote volume counts.
+#[derive(Debug, Default)]
+pub struct RemoteCounters {
+    /// 1 while there is a connection.
+    pub connected: Counter,
+    /// Connections lost.
+    pub losses: Counter,
+    /// I/Os that ended because of it.
+    pub ended_by_loss: Counter,
+    /// I/Os in flight now.
+    pub in_flight: Counter,
+}
+
+/// An I/O in flight: one command, or several when it is longer than a command may be.
+#[derive(Debug)]
+struct Parent {
+    is_active: bool,
+    tag: Tag,
+    op: Op,
+    offset_bytes: u64,
+    segments: Segments,
+    bytes: u64,
+    /// How far commands were made.
+    issued: u64,
+    /// Commands in flight.
+    commands: u16,
+    status: Status,
+}
+
+/// Whose command is in an engine's slot, and where its data begins in that I/O's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Command {
+    parent: u16,
+    start: u64,
+}
+
+/// A volume at an NVMe/TCP target.
+#[derive(Debug)]
+pub struct Remote {
+    geometry: Geometry,
+    max_transfer_bytes: u64,
+    link: Option<Link>,
+    is_send_blocked: bool,
+    links: Receiver<Link>,
+    links_bell: Arc<EventFd>,
+    lost: Sender<Lost>,
+    lost_bell: Arc<EventFd>,
+    epoll: OwnedFd,
+    parents: Box<[Parent]>,
+    free: Vec<u16>,
+    commands: Box<[Command]>,
+    /// I/Os of which commands are still to be made, in order.
+    backlog: VecDeque<u16>,
+    ended: VecDeque<Done>,
+    staging: Box<[u8]>,
+    counters: Arc<RemoteCounters>,
+}
+
+/// What may be known of an epoll event: which descriptor it was does not matter.
+const ANY: EventData = EventData::new_u64(0);
+
+impl Remote {
+    /// A volume of this geometry without a connection, and control's side of it.
+    /// `max_transfer_bytes`: what one command may transfer at most.
+    pub fn new(
+        geometry: Geometry,
+        max_transfer_bytes: Option<u64>,
+    ) -> io::Result<(Remote, RemoteControl)> {
+        let most = MAX_BLOCKS * u64::from(geometry.block_bytes);
+        let (links_in, links) = bounded(1);
+        let (lost, lost_out) = bounded(2);
+        let (links_bell, lost_bell) = (Arc::new(EventFd::new()?), Arc::new(EventFd::new()?));
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*links_bell, ANY, EventFlags::IN)?;
+        let counters = Arc::<RemoteCounters>::default();
+        let parent = || Parent {
+            is_active: false,
+            tag: Tag { owner: 0, slot: 0 },
+            op: Op::Flush,
+            offset_bytes: 0,
+            segments: Segments::new(),
+            bytes: 0,
+            issued: 0,
+            commands: 0,
+            status: Status::Ok,
+        };
+        let remote = Remote {
+            geometry,
+            max_transfer_bytes: max_transfer_bytes.unwrap_or(most).min(most),
+            link: None,
+            is_send_blocked: false,
+            links,
+            links_bell: Arc::clone(&links_bell),
+            lost,
+            lost_bell: Arc::clone(&lost_bell),
+            epoll,
+            parents: (0..DEPTH).map(|_| parent()).collect(),
+            free: (0..DEPTH).rev().collect(),
+            commands: vec![Command::default(); usize::from(DEPTH)].into(),
+            backlog: VecDeque::with_capacity(usize::from(DEPTH)),
+            ended: VecDeque::with_capacity(usize::from(DEPTH)),
+            staging: vec![0; STAGING_BYTES].into(),
+            counters: Arc::clone(&counters),
+        };
+        let control =
+            RemoteControl { links: links_in, links_bell, lost: lost_out, lost_bell, counters };
+        Ok((remote, control))
+    }
+
+    /// Whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    fn adopt(&mut self) {
+        match self.links.try_recv() {
+            Ok(link) => {
+                self.links_bell.drain();
+                if epoll::add(&self.epoll, &link.socket, ANY, EventFlags::IN).is_ok() {
+                    self.counters.connected.set(1);
+                    self.is_send_blocked = false;
+                    self.link = Some(link);
+                } else {
+                    self.give_back(link, LossReason::Socket(ErrorKind::Other));
+                }
+            }
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
+        }
+    }
+
+    fn give_back(&mut self, link: Link, reason: LossReason) {
+        // Control keeps up: there is one link at a time. If it is gone, the link is dropped here.
+        let _ = self.lost.try_send(Lost { link, reason });
+        self.lost_bell.signal();
+    }
+
+    /// The connection is lost: everything in flight ends.
+    fn lose(&mut self, reason: LossReason) {
+        let Some(link) = self.link.take() else { return };
+        let _ = epoll::delete(&self.epoll, &link.socket);
+        self.give_back(link, reason);
+        self.backlog.clear();
+        self.counters.connected.set(0);
+        self.counters.losses.add(1);
+        for index in 0..DEPTH {
+            if self.parents[usize::from(index)].is_active {
+                self.counters.ended_by_loss.add(1);
+                self.end(index, Status::ConnectionLost);
+            }
+        }
+    }
+
+    fn end(&mut self, index: u16, status: Status) {
+        let parent = &mut self.parents[usize::from(index)];
+        parent.is_active = false;
+        self.ended.push_back(Done { tag: parent.tag, status });
+        self.free.push(index);
+    }
+
+    /// Makes commands of the I/Os in line, as far as the queue has room.
+    fn issue(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        while let Some(&index) = self.backlog.front() {
+            let parent = &mut self.parents[usize::from(index)];
+            let left = parent.bytes - parent.issued;
+            let bytes = left.min(self.max_transfer_bytes);
+            let block_bytes = u64::from(self.geometry.block_bytes);
+            let request = match parent.op {
+                Op::Flush => Request { op: nvmf::Op::Flush, lba: 0, blocks: 0, bytes: 0 },
+                op => Request {
+                    op: if op == Op::Read { nvmf::Op::Read } else { nvmf::Op::Write },
+                    lba: (parent.offset_bytes + parent.issued) / block_bytes,
+                    blocks: (bytes / block_bytes) as u32,
+                    bytes: bytes as u32,
+                },
+            };
+            let Ok(slot) = link.queue.submit(&request) else { return };
+            self.commands[usize::from(slot)] = Command { parent: index, start: parent.issued };
+            parent.commands += 1;
+            parent.issued += bytes;
+            if parent.issued == parent.bytes {
+                self.backlog.pop_front();
+            }
+        }
+    }
+
+    /// Sends what the socket takes.
+    fn send(&mut self) -> Result<(), LossReason> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        for _ in 0..CALLS {
+            if !link.queue.has_output() {
+                break;
+            }
+            let mut gather = Gather::new();
+            for piece in link.queue.pieces() {
+                let fits = match piece {
+                    Piece::Bytes(bytes) => gather.push(bytes),
+                    Piece::Data { slot, offset, len } => {
+                        let Command { parent, start } = self.commands[usize::from(slot)];
+                        let segments = &self.parents[usize::from(parent)].segments;
+                        socket::range(segments, start as usize + offset as usize, len as usize)
+                            .all(|segment| gather.push_segment(&segment))
+                    }
+                };
+                if !fits {
+                    break;
+                }
+            }
+            match gather.send(link.socket.as_fd()) {
+                Ok(sent) => link.queue.sent(sent),
+                Err(error) if is_transient(&error) => break,
+                Err(error) => return Err(LossReason::Socket(error.kind())),
+            }
+        }
+        let is_blocked = link.queue.has_output();
+        if is_blocked != self.is_send_blocked {
+            self.is_send_blocked = is_blocked;
+            let out = if is_blocked { EventFlags::OUT } else { EventFlags::empty() };
+            epoll::modify(&self.epoll, &link.socket, ANY, EventFlags::IN | out)
+                .map_err(|error| LossReason::Socket(error.kind()))?;
+        }
+        Ok(())
+    }
+
+    /// Receives what is there.
+    fn receive(&mut self) -> Result<(), LossReason> {
+        for _ in 0..CALLS {
+            let Some(link) = &mut self.link else { return Ok(()) };
+            let (received, room) = match link.queue.wants() {
+                Want::Data { slot, offset, len } => {
+                    let mut scatter = Scatter::new();
+                    let Command { parent, start } = self.commands[usize::from(slot)];
+                    let segments = &self.parents[usize::from(parent)].segments;
+                    let start = start as usize + offset as usize;
+                    for segment in socket::range(segments, start, len as usize) {
+                        scatter.push_segment(&segment);
+                    }
+                    scatter.push(&mut self.staging);
+                    let received = scatter.receive(link.socket.as_fd());
+                    let placed = received.as_ref().map_or(0, |bytes| *bytes).min(len as usize);
+                    link.queue.placed(placed as u32).map_err(LossReason::Fault)?;
+                    let rest = received.map(|bytes| (bytes, bytes - placed));
+                    (rest, len as usize + STAGING_BYTES)
+                }
+                Want::Engine | Want::Nothing => {
+                    let received = socket::receive(link.socket.as_fd(), &mut self.staging);
+                    (received.map(|bytes| (bytes, bytes)), STAGING_BYTES)
+                }
+            };
+            match received {
+                Ok((0, _)) => return Err(LossReason::Closed),
+                Ok((bytes, staged)) => {
+                    self.feed(staged).map_err(LossReason::Fault)?;
+                    // A short read has emptied the socket: the next one would find nothing.
+                    if bytes < room {
+                        return Ok(());
+                    }
+                }
+                Err(error) if is_transient(&error) => return Ok(()),
+                Err(error) => return Err(LossReason::Socket(error.kind())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the first `staged` bytes of the staging buffer to the engine, and data to its place.
+    fn feed(&mut self, staged: usize) -> Result<(), Fault> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        let mut rest = &self.staging[..staged];
+        while !rest.is_empty() {
+            match link.queue.wants() {
+                Want::Engine | Want::Nothing => {
+                    let used = link.queue.receive(rest)?;
+                    rest = &rest[used..];
+                }
+                Want::Data { slot, offset, len } => {
+                    let (data, behind) = rest.split_at(rest.len().min(len as usize));
+                    let Command { parent, start } = self.commands[usize::from(slot)];
+                    let segments = &self.parents[usize::from(parent)].segments;
+                    let start = start as usize + offset as usize;
+                    let mut at = 0;
+                    for segment in socket::range(segments, start, data.len()) {
+                        segment.copy_from(0, &data[at..at + segment.len()]);
+                        at += segment.len();
+                    }
+                    link.queue.placed(data.len() as u32)?;
+                    rest = behind;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends I/Os whose commands have ended.
+    fn collect(&mut self) {
+        while let Some(ended) = self.link.as_mut().and_then(|link| link.queue.next_ended()) {
+            let index = self.commands[usize::from(ended.slot)].parent;
+            let parent = &mut self.parents[usize::from(index)];
+            parent.commands -= 1;
+            let status = status_of(ended.status);
+            if status != Status::Ok && parent.status == Status::Ok {
+                parent.status = status;
+            }
+            let has_failed = parent.status != Status::Ok;
+            let is_whole = parent.issued == parent.bytes;
+            if parent.commands == 0 && (is_whole || has_failed) {
+                let status = parent.status;
+                if !is_whole {
+                    self.backlog.retain(|waiting| *waiting != index);
+                }
+                self.end(index, status);
+            }
+        }
+    }
+
+    fn drive(&mut self) -> Result<(), LossReason> {
+        self.send()?;
+        self.receive()?;
+        self.collect();
+        self.issue();
+        // What an R2T asked for, and what had no room before.
+        if self.link.as_ref().is_some_and(|link| link.queue.has_output()) && !self.is_send_blocked {
+            self.send()?;
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for Remote {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&mut self, _now_ns: u64, io: &Io) -> Result<(), Full> {
+        if self.in_flight() == u32::from(DEPTH) {
+            return Err(Full);
+        }
+        let bytes = if io.op == Op::Flush { 0 } else { io.bytes() };
+        let at_once = match self.geometry.check(io) {
+            Err(status) => Some(status),
+            Ok(()) if self.link.is_none() => Some(Status::NotConnected),
+            Ok(()) if io.op != Op::Flush && bytes == 0 => Some(Status::Ok),
+            Ok(()) => None,
+        };
+        if let Some(status) = at_once {
+            self.ended.push_back(Done { tag: io.tag, status });
+            return Ok(());
+        }
+        let index = self.free.pop().ok_or(Full)?;
+        let parent = &mut self.parents[usize::from(index)];
+        parent.is_active = true;
+        parent.tag = io.tag;
+        parent.op = io.op;
+        parent.offset_bytes = io.offset_bytes;
+        parent.segments.clear();
+        if io.op != Op::Flush {
+            parent.segments.extend(io.segments.iter().copied());
+        }
+        (parent.bytes, parent.issued, parent.commands) = (bytes, 0, 0);
+        parent.status = Status::Ok;
+        self.backlog.push_back(index);
+        self.issue();
+        Ok(())
+    }
+
+    fn reap(&mut self, _now_ns: u64, done: &mut Dones) {
+        if self.link.is_none() {
+            self.adopt();
+        }
+        if let Err(reason) = self.drive() {
+            // A TermReq tells the target why; the data it may follow is still in place.
+            self.collect();
+            let _ = self.send();
+            self.lose(reason);
+        }
+        let count = done.remaining_capacity().min(self.ended.len());
+        done.extend(self.ended.drain(..count));
+        self.counters.in_flight.set(u64::from(self.in_flight()));
+    }
+
+    fn in_flight(&self) -> u32 {
+        u32::from(DEPTH) - self.free.len() as u32 + self.ended.len() as u32
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        Some(self.epoll.as_raw_fd())
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+fn status_of(status: StatusCode) -> Status {
+    match status.plain() {
+        StatusCode::SUCCESS => Status::Ok,
+        StatusCode::LBA_RANGE => Status::OutOfRange,
+        StatusCode::WRITE_PROTECTED => Status::ReadOnly,
+        StatusCode::CAPACITY => Status::NoSpace,
+        StatusCode::READ_ERROR | StatusCode::WRITE_FAULT => Status::Media,
+        StatusCode::INVALID_OPCODE => Status::Unsupported,
+        _ => Status::Target,
+    }
+}

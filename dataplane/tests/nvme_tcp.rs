@@ -1,0 +1,390 @@
+//! NVMe/TCP over real loopback connections: an export of a memory volume, remote volumes, and
+//! peers that misbehave.
+
+use outboard::clock::now_ns;
+use outboard::control::connect::Connector;
+use outboard::control::listen::Listener;
+use outboard::volume::export::{
+    CONNECT_TIMEOUT_NS, End, Export, ExportConfig, ExportCounters, MAX_UNCONNECTED,
+};
+use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag};
+use outboard_dma::{Frame, FreeList, Region, Segment};
+use outboard_rdma::nvmf::Fault;
+use outboard_rdma::nvmf::identify::Identity;
+use outboard_sim::Rng;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const NQN: &str = "nqn.2025-01.io.outboard:test";
+const BLOCKS: u64 = 2048;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A worker that serves one memory volume, on a thread.
+struct Server {
+    listener: Listener,
+    counters: Arc<ExportCounters>,
+    stop: Arc<AtomicBool>,
+    /// Nanoseconds that the worker's time is ahead of the clock: timeouts pass without waiting.
+    ahead_ns: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn identity(byte: u8) -> Identity {
+    Identity { nguid: [byte; 16], uuid: [0; 16] }
+}
+
+fn config(connections: u16, identity: Identity) -> ExportConfig {
+    ExportConfig {
+        nqn: NQN.into(),
+        serial: "1".into(),
+        identity,
+        owner: 3,
+        connections,
+        shared_frames: 64,
+    }
+}
+
+impl Server {
+    fn start(address: SocketAddr, identity: Identity) -> Server {
+        let geometry = Geometry { block_bytes: 512, blocks: BLOCKS, read_only: false };
+        let mut mem = Mem::new(geometry, false).unwrap();
+        let config = config(32, identity);
+        let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
+        let (mut export, door) = Export::new(&config, &mem, &mut free).unwrap();
+        assert_eq!(free.len(), 0);
+        let counters = export.counters();
+        let stop = Arc::new(AtomicBool::new(false));
+        let ahead_ns = Arc::new(AtomicU64::new(0));
+        let (stopped, ahead) = (Arc::clone(&stop), Arc::clone(&ahead_ns));
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let now = now_ns() + ahead.load(Ordering::Relaxed);
+                if turn(now, &mut export, &mut mem) == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            while !export.close_all(&mut free) {
+                turn(now_ns(), &mut export, &mut mem);
+            }
+            assert_eq!(free.len(), config.frames() as usize, "frames were lost");
+        });
+        let listener = Listener::start(address, door).unwrap();
+        Server { listener, counters, stop, ahead_ns, thread: Some(thread) }
+    }
+
+    fn new() -> Server {
+        Server::start("127.0.0.1:0".parse().unwrap(), identity(1))
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+}
+
+fn turn(now: u64, export: &mut Export, mem: &mut Mem) -> usize {
+    let mut moved = export.poll(now, mem);
+    let mut done = Dones::new();
+    mem.reap(now, &mut done);
+    moved += done.len();
+    for done in done {
+        assert_eq!(done.tag.owner, 3);
+        export.complete(done);
+    }
+    export.flush(now);
+    moved
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let outcome = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            outcome.unwrap().unwrap();
+        }
+    }
+}
+
+/// A remote volume with memory for its I/Os.
+struct Client {
+    remote: Remote,
+    connector: Connector,
+    free: FreeList,
+}
+
+impl Client {
+    fn new(address: SocketAddr) -> Client {
+        let (remote, connector) = Remote::connect(address, NQN, 1).unwrap();
+        let free = Region::new(4096).unwrap().carve(4096).unwrap();
+        Client { remote, connector, free }
+    }
+
+    fn submit(&mut self, slot: u16, op: Op, lba: u64, segments: &[Segment]) {
+        let tag = Tag { owner: 9, slot };
+        let io = Io { tag, op, offset_bytes: lba * 512, segments };
+        self.remote.submit(now_ns(), &io).unwrap();
+    }
+
+    fn reap(&mut self) -> Dones {
+        let start = Instant::now();
+        let mut done = Dones::new();
+        while done.is_empty() {
+            self.remote.reap(now_ns(), &mut done);
+            assert!(start.elapsed() < PATIENCE, "{} in flight", self.remote.in_flight());
+            std::thread::yield_now();
+        }
+        done
+    }
+
+    fn run(&mut self, op: Op, lba: u64, segments: &[Segment]) -> Status {
+        self.submit(1, op, lba, segments);
+        let done = self.reap();
+        assert_eq!(done.len(), 1);
+        done[0].status
+    }
+
+    /// Writes one block, reads it back into other memory, and compares.
+    fn check(&mut self, lba: u64, fill: u8) {
+        let (mut from, mut to) = (self.free.take().unwrap(), self.free.take().unwrap());
+        from.bytes_mut()[..512].fill(fill);
+        let (out, into) =
+            (Segment::of_frame(&mut from, 0, 512), Segment::of_frame(&mut to, 7, 512));
+        assert_eq!(self.run(Op::Write, lba, &[out]), Status::Ok);
+        assert_eq!(self.run(Op::Read, lba, &[into]), Status::Ok);
+        assert_eq!(to.bytes()[7..519], [fill; 512]);
+        self.free.give(from);
+        self.free.give(to);
+    }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// An I/O of the random run.
+struct Flight {
+    op: Op,
+    lba: u64,
+    blocks: u64,
+    frames: Vec<Frame>,
+    data: Vec<u8>,
+}
+
+impl Flight {
+    fn new(client: &mut Client, rng: &mut Rng, lba: u64, blocks: u64) -> Flight {
+        let op = if rng.index(2) == 0 { Op::Read } else { Op::Write };
+        let bytes = blocks as usize * 512;
+        let fill = rng.index(256);
+        let data: Vec<u8> = (0..bytes).map(|i| (i * 7 + fill) as u8).collect();
+        let frames = data
+            .chunks(4096)
+            .map(|piece| {
+                let mut frame = client.free.take().unwrap();
+                frame.bytes_mut().fill(0xa5);
+                if op == Op::Write {
+                    frame.bytes_mut()[..piece.len()].copy_from_slice(piece);
+                }
+                frame
+            })
+            .collect();
+        Flight { op, lba, blocks, frames, data }
+    }
+
+    fn segments(&mut self) -> Vec<Segment> {
+        let mut left = self.data.len();
+        self.frames
+            .iter_mut()
+            .map(|frame| {
+                let len = left.min(4096);
+                left -= len;
+                Segment::of_frame(frame, 0, len)
+            })
+            .collect()
+    }
+
+    /// Compares a read with the model, or brings a write into it.
+    fn settle(&self, model: &mut [u8]) {
+        let at = self.lba as usize * 512;
+        let place = &mut model[at..at + self.data.len()];
+        if self.op == Op::Write {
+            place.copy_from_slice(&self.data);
+            return;
+        }
+        for (frame, expected) in self.frames.iter().zip(place.chunks(4096)) {
+            assert!(frame.bytes()[..expected.len()] == *expected, "a read returned something else");
+        }
+    }
+
+    fn overlaps(&self, lba: u64, blocks: u64) -> bool {
+        self.lba < lba + blocks && lba < self.lba + self.blocks
+    }
+}
+
+#[test]
+fn random_ios_read_what_was_written() {
+    let server = Server::new();
+    let mut client = Client::new(server.address());
+    let mut rng = Rng::new(11);
+    let mut model = vec![0; BLOCKS as usize * 512];
+    let mut flights: Vec<Option<Flight>> = (0..64).map(|_| None).collect();
+    let (mut started, mut ended) = (0, 0);
+    while ended < 4000 {
+        for slot in 0..flights.len() {
+            let blocks = 1 + rng.index(if started % 8 == 0 { 264 } else { 16 }) as u64;
+            let lba = rng.index((BLOCKS - blocks) as usize) as u64;
+            let taken = flights.iter().flatten().any(|flight| flight.overlaps(lba, blocks));
+            if started == 4000 || flights[slot].is_some() || taken {
+                continue;
+            }
+            let mut flight = Flight::new(&mut client, &mut rng, lba, blocks);
+            client.submit(slot as u16, flight.op, lba, &flight.segments());
+            flights[slot] = Some(flight);
+            started += 1;
+        }
+        for done in client.reap() {
+            assert_eq!(done.status, Status::Ok);
+            let flight = flights[usize::from(done.tag.slot)].take().unwrap();
+            flight.settle(&mut model);
+            flight.frames.into_iter().for_each(|frame| client.free.give(frame));
+            ended += 1;
+        }
+    }
+    assert_eq!(client.run(Op::Flush, 0, &[]), Status::Ok);
+    assert_eq!(server.counters.errors().collect::<Vec<_>>(), []);
+    assert!(server.counters.commands.get() > 4000, "long I/Os are several commands");
+}
+
+#[test]
+fn a_target_that_restarts_fails_io_in_flight_and_serves_again() {
+    let server = Server::new();
+    let address = server.address();
+    let mut client = Client::new(address);
+    client.check(5, 77);
+    let mut frame = client.free.take().unwrap();
+    let place = Segment::of_frame(&mut frame, 0, 4096);
+    // Submitted, and not sent before the target is gone.
+    for slot in 0..100 {
+        client.submit(slot, Op::Read, 0, &[place]);
+    }
+    drop(server);
+    let mut lost = 0;
+    while lost < 100 {
+        for done in client.reap() {
+            assert_eq!(done.status, Status::ConnectionLost);
+            lost += 1;
+        }
+    }
+    assert_eq!(client.remote.in_flight(), 0);
+    assert_eq!(client.run(Op::Read, 0, &[place]), Status::NotConnected);
+    assert_eq!(client.run(Op::Flush, 0, &[]), Status::NotConnected);
+    until("the loss is told", || client.connector.state() != "ready");
+    let server = Server::start(address, identity(1));
+    until("the volume is connected again", || {
+        client.remote.reap(now_ns(), &mut Dones::new());
+        client.remote.is_connected()
+    });
+    client.check(5, 78);
+    until("the state says so", || client.connector.state() == "ready");
+    assert_eq!(client.connector.counters().losses.get(), 1);
+    assert_eq!(client.connector.counters().ended_by_loss.get(), 100);
+    client.free.give(frame);
+    drop(client);
+    drop(server);
+}
+
+#[test]
+fn another_namespace_at_the_same_address_is_refused() {
+    let server = Server::new();
+    let address = server.address();
+    let mut client = Client::new(address);
+    drop(server);
+    let _server = Server::start(address, identity(2));
+    until("the other namespace is refused", || {
+        client.remote.reap(now_ns(), &mut Dones::new());
+        client.connector.state().contains("another namespace")
+    });
+    assert_eq!(client.run(Op::Flush, 0, &[]), Status::NotConnected);
+}
+
+#[test]
+fn hostile_bytes_end_their_own_connection_and_no_other() {
+    let server = Server::new();
+    let mut client = Client::new(server.address());
+    for round in 0..8 {
+        let mut hostile = TcpStream::connect(server.address()).unwrap();
+        hostile.write_all(&[0x16, 0x03, 0x01, 0x02, 0, 1, 0, 1, 0xfc, 3]).unwrap();
+        let mut answer = Vec::new();
+        // The TermReq, then the end; a reset when our bytes were not all read.
+        let _ = hostile.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer[0] == 3, "{answer:?}");
+        client.check(round, round as u8);
+    }
+    until("all are counted", || server.counters.faulted(Fault::PduType) == 8);
+    assert_eq!(server.counters.ended(End::Fault), 8);
+    assert_eq!(server.counters.connections.get(), 2);
+}
+
+#[test]
+fn strangers_are_bounded_and_time_out() {
+    let server = Server::new();
+    let mut client = Client::new(server.address());
+    let count = MAX_UNCONNECTED + 5;
+    let mut strangers = Vec::new();
+    for number in 0..count as u64 {
+        strangers.push(TcpStream::connect(server.address()).unwrap());
+        until("each is accepted", || server.counters.accepted.get() == 2 + number + 1);
+    }
+    assert_eq!(server.counters.ended(End::Crowded), 5);
+    assert_eq!(server.counters.connections.get(), 2 + MAX_UNCONNECTED as u64);
+    client.check(1, 9);
+    assert_eq!(server.counters.ended(End::ConnectTimeout), 0);
+    server.ahead_ns.store(CONNECT_TIMEOUT_NS + 1_000_000_000, Ordering::Relaxed);
+    until("they time out", || server.counters.ended(End::ConnectTimeout) == MAX_UNCONNECTED as u64);
+    client.check(1, 10);
+    assert_eq!(server.counters.connections.get(), 2);
+    drop(strangers);
+}
+
+#[test]
+fn a_host_that_falls_silent_loses_its_controller() {
+    let server = Server::new();
+    let mut client = Client::new(server.address());
+    client.check(1, 1);
+    server.ahead_ns.store(60_000_000_000, Ordering::Relaxed);
+    until("both connections end", || server.counters.ended(End::Orphan) == 2);
+    assert_eq!(server.counters.expired.get(), 1);
+    until("the volume is connected again", || {
+        client.remote.reap(now_ns(), &mut Dones::new());
+        client.connector.counters().losses.get() == 1 && client.remote.is_connected()
+    });
+    client.check(1, 2);
+}
+
+#[test]
+fn more_connections_than_places_are_refused() {
+    let server = Server::new();
+    // Each holds two connections; 32 places.
+    let clients: Vec<_> = (0..16).map(|_| Remote::connect(server.address(), NQN, 1)).collect();
+    assert!(clients.iter().all(Result::is_ok));
+    assert!(Remote::connect(server.address(), NQN, 1).is_err());
+    assert!(server.counters.ended(End::Refused) >= 1);
+    drop(clients);
+    until("the places are free again", || server.counters.connections.get() == 0);
+    Client::new(server.address()).check(3, 4);
+}
+
+#[test]
+fn a_wrong_name_is_told_with_a_hint() {
+    let server = Server::new();
+    let error = Remote::connect(server.address(), "nqn.other", 1).unwrap_err().to_string();
+    assert!(error.contains("is the subsystem's name right?"), "{error}");
+    let error = Remote::connect(server.address(), NQN, 2).unwrap_err().to_string();
+    assert!(error.contains("to identify the namespace"), "{error}");
+}

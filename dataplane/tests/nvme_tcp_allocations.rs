@@ -1,0 +1,131 @@
+//! 100 000 I/Os over NVMe/TCP allocate nothing after warm-up, at either end: reads and writes of
+//! all kinds of sizes, by request and in capsules, flushes, and refused ones.
+
+use outboard::clock::now_ns;
+use outboard::control::listen::Listener;
+use outboard::volume::export::{Export, ExportConfig};
+use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag};
+use outboard_dma::{CountingAllocator, Frame, FreeList, Region, Segment, Segments};
+use outboard_rdma::nvmf::identify::Identity;
+use outboard_sim::Rng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const NQN: &str = "nqn.2025-01.io.outboard:allocations";
+const BLOCKS: u64 = 8_192;
+const WARM_UP_IOS: u32 = 2_000;
+const IOS: u32 = 100_000;
+const SLOTS: usize = 128;
+/// Frames of one I/O at most: with 132 KiB it is two commands.
+const FRAMES: usize = 33;
+
+/// What the two threads tell each other.
+#[derive(Default)]
+struct Signals {
+    is_warm: AtomicBool,
+    is_over: AtomicBool,
+    connections: AtomicU32,
+}
+
+/// Serves until the client is done; returns allocations since it was warm.
+fn serve(mut export: Export, mut mem: Mem, mut free: FreeList, signals: &Signals) -> u64 {
+    let mut before = None;
+    while !signals.is_over.load(Ordering::Acquire) {
+        if before.is_none() && signals.is_warm.load(Ordering::Acquire) {
+            before = Some(CountingAllocator::count());
+        }
+        let now = now_ns();
+        let mut moved = export.poll(now, &mut mem);
+        let mut done = Dones::new();
+        mem.reap(now, &mut done);
+        moved += done.len();
+        done.into_iter().for_each(|done| export.complete(done));
+        export.flush(now);
+        signals.connections.store(export.counters().connections.get() as u32, Ordering::Relaxed);
+        if moved == 0 {
+            std::thread::yield_now();
+        }
+    }
+    let count = CountingAllocator::count() - before.expect("it was warm before it was over");
+    assert!(export.close_all(&mut free));
+    count
+}
+
+/// Runs `ios` I/Os on a remote volume.
+fn run(remote: &mut Remote, frames: &mut [Vec<Frame>], rng: &mut Rng, ios: u32) {
+    let mut done = Dones::new();
+    let mut free: Vec<u16> = (0..SLOTS as u16).collect();
+    let before = CountingAllocator::count();
+    let (mut submitted, mut ended, mut refused) = (0, 0, 0);
+    while ended < ios {
+        while let Some(slot) = free.pop().filter(|_| submitted < ios) {
+            let op = [Op::Read, Op::Write][rng.index(2)];
+            let op = if rng.below(1_000) == 0 { Op::Flush } else { op };
+            let count = if rng.below(100) == 0 { FRAMES } else { 1 + rng.index(3) };
+            let len = if rng.below(2) == 0 { 512 } else { 4096 };
+            let mut segments = Segments::new();
+            for frame in &mut frames[usize::from(slot)][..count] {
+                segments.push(Segment::of_frame(frame, 0, len));
+            }
+            let offset_bytes = rng.below(BLOCKS + 20) * 512;
+            let tag = Tag { owner: 0, slot };
+            let io = Io { tag, op, offset_bytes, segments: &segments };
+            remote.submit(now_ns(), &io).expect("as many slots as may be in flight");
+            submitted += 1;
+        }
+        remote.reap(now_ns(), &mut done);
+        if done.is_empty() {
+            std::thread::yield_now();
+        }
+        for done in done.drain(..) {
+            assert!(matches!(done.status, Status::Ok | Status::OutOfRange), "{:?}", done.status);
+            refused += u32::from(done.status == Status::OutOfRange);
+            free.push(done.tag.slot);
+            ended += 1;
+        }
+    }
+    assert!(refused > 0);
+    // Making the list of free slots is the test's own.
+    assert_eq!(CountingAllocator::count() - before, 0, "the initiator allocated");
+}
+
+#[test]
+fn neither_end_allocates() {
+    let geometry = Geometry { block_bytes: 512, blocks: BLOCKS, read_only: false };
+    let mem = Mem::new(geometry, true).unwrap();
+    let config = ExportConfig {
+        nqn: NQN.into(),
+        serial: "1".into(),
+        identity: Identity { nguid: [1; 16], uuid: [0; 16] },
+        owner: 0,
+        connections: 4,
+        shared_frames: 64,
+    };
+    let region = Region::new(config.frames() + (SLOTS * FRAMES) as u32).unwrap();
+    let mut exports = region.carve(config.frames()).unwrap();
+    let (export, door) = Export::new(&config, &mem, &mut exports).unwrap();
+    let counters = export.counters();
+    let signals = Arc::new(Signals::default());
+    let shared = Arc::clone(&signals);
+    let target = std::thread::spawn(move || serve(export, mem, exports, &shared));
+    let listener = Listener::start("127.0.0.1:0".parse().unwrap(), door).unwrap();
+    let (mut remote, connector) = Remote::connect(listener.address(), NQN, 1).unwrap();
+    assert_eq!(signals.connections.load(Ordering::Relaxed), 2);
+    let mut free = region.carve((SLOTS * FRAMES) as u32).unwrap();
+    let mut frames: Vec<Vec<Frame>> =
+        (0..SLOTS).map(|_| (0..FRAMES).map(|_| free.take().unwrap()).collect()).collect();
+    let mut rng = Rng::new(1);
+    run(&mut remote, &mut frames, &mut rng, WARM_UP_IOS);
+    signals.is_warm.store(true, Ordering::Release);
+    run(&mut remote, &mut frames, &mut rng, IOS);
+    signals.is_over.store(true, Ordering::Release);
+    assert_eq!(target.join().unwrap(), 0, "the target allocated");
+    let served = counters.reads.get() + counters.writes.get();
+    assert!(served > u64::from(IOS) * 9 / 10, "{served} were served");
+    assert!(counters.flushes.get() > 50);
+    drop(connector);
+    frames.into_iter().flatten().for_each(|frame| free.give(frame));
+}
