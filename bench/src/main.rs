@@ -16,7 +16,7 @@ mod stop;
 mod suite;
 
 use clap::{Parser, Subcommand};
-use drivers::{afxdp, file, udp, vhost_blk};
+use drivers::{afxdp, file, remote, udp, vhost_blk};
 use std::process::ExitCode;
 
 /// Measure tail latency and throughput honestly: Outboard, what one would use instead, and the
@@ -37,6 +37,7 @@ enum Command {
     Udp(udp::UdpArgs),
     Afxdp(afxdp::AfxdpArgs),
     VhostBlk(vhost_blk::VhostBlkArgs),
+    Remote(remote::RemoteArgs),
     File(file::FileArgs),
     Reference(reference::ReferenceArgs),
     Suite(suite::SuiteArgs),
@@ -44,12 +45,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Read before anything is pinned.
+    // Before anything is set up that an interrupt would leave behind, or pinned.
+    stop::flag();
     machine::cores();
     let outcome = match Cli::parse().command {
         Command::Udp(args) => udp::run(&args),
         Command::Afxdp(args) => afxdp::run(&args),
         Command::VhostBlk(args) => vhost_blk::run(&args),
+        Command::Remote(args) => remote::run(&args),
         Command::File(args) => file::run(&args),
         Command::Reference(args) => reference::run(&args),
         Command::Suite(args) => suite::run(&args),

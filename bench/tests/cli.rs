@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 struct Scratch(PathBuf);
 
@@ -151,4 +152,34 @@ fn every_command_explains_itself() {
         let output = bench(&[command, "--help"]);
         assert!(output.status.success() && said(&output).contains("Example"), "{command}");
     }
+}
+
+/// Namespaces that a process of this number made.
+fn namespaces_of(pid: u32) -> usize {
+    let prefix = format!("obb{pid}-");
+    let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).count()
+}
+
+#[test]
+fn a_suite_cleans_up_when_it_is_interrupted() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_outboard-bench"))
+        .args(["suite", "net"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let began = Instant::now();
+    while namespaces_of(pid) < 2 && child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no namespaces appeared");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let process = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(namespaces_of(pid), 0);
+    let pins = format!("/sys/fs/bpf/outboard-bench-{pid}");
+    assert!(!std::path::Path::new(&pins).exists());
 }

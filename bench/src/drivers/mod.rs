@@ -2,8 +2,10 @@
 
 pub mod afxdp;
 pub mod block;
+pub mod device;
 pub mod file;
 pub mod pattern;
+pub mod remote;
 pub mod udp;
 pub mod vhost_blk;
 

@@ -163,24 +163,30 @@ fn targets(targets: &[Target]) -> String {
                     "<span class=\"badge\">met by its other form</span>"
                 }
                 Some(false) => "<span class=\"badge bad\">not met</span>",
+                None if t.value.is_none() => "<span class=\"badge bad\">not measured</span>",
                 None => "<span class=\"badge\">reported</span>",
             };
             let spread = summary::spread(&t.runs).map_or(String::new(), |(low, high)| {
-                format!("{} … {} ({} runs)", number(low), number(high), t.runs.len())
+                format!(
+                    "{} … {}<br><span class=\"dim\">{} runs</span>",
+                    number(low),
+                    number(high),
+                    t.runs.len()
+                )
             });
+            let (id, compares) = (escape(&t.id), escape(&t.compares));
             vec![
-                format!("<code>{}</code>", escape(&t.id)),
+                format!("<code>{id}</code><br><span class=\"dim\">{compares}</span>"),
                 t.value
                     .map_or("–".into(), |v| format!("<b>{}</b> {}", number(v), escape(&t.unit))),
                 escape(&t.want),
                 badge.into(),
                 spread,
-                escape(&t.compares),
                 escape(&t.cause),
             ]
         })
         .collect();
-    let head = ["target", "median", "want", "", "spread", "what it compares", "cause"];
+    let head = ["target", "median", "want", "", "spread", "cause"];
     format!("<section><h2>Targets</h2>{}</section>\n", table("targets", &head, &rows))
 }
 

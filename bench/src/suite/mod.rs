@@ -13,8 +13,9 @@ mod targets;
 
 use crate::drivers::{command_line, write};
 use crate::error::Error;
+use crate::latency;
 use crate::machine::{census, cores, fingerprint};
-use crate::report::terminal::number;
+use crate::report::terminal::{self, number};
 use crate::schema::{Fingerprint, Measurement, Report};
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
@@ -62,10 +63,15 @@ struct Effort {
     seconds: f64,
     /// Before it.
     warmup: f64,
+    /// Whether open loops are run too.
+    open_loops: bool,
 }
 
-const QUICK: Effort = Effort { rounds: 3, seconds: 1.0, warmup: 0.3 };
-const FULL: Effort = Effort { rounds: 5, seconds: 3.0, warmup: 0.5 };
+/// Rates of open loops in percent of the highest rate of a closed loop.
+const OPEN_LOOP_SHARES: [u32; 3] = [50, 70, 90];
+
+const QUICK: Effort = Effort { rounds: 3, seconds: 1.0, warmup: 0.3, open_loops: false };
+const FULL: Effort = Effort { rounds: 5, seconds: 3.0, warmup: 0.5, open_loops: true };
 
 /// What a suite has found out so far.
 struct Findings {
@@ -88,17 +94,29 @@ impl Findings {
         }
     }
 
-    /// Adds the ratio of two figures, or says that one is missing.
+    /// Adds the ratio of a figure of two runs, or says that one is missing.
     fn add_ratio(
         &mut self,
         id: &'static str,
-        ours: Option<f64>,
-        theirs: Option<f64>,
-        of: &Measurement,
+        figure: Figure,
+        ours: &Measurement,
+        theirs: &Measurement,
     ) {
-        match ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0) {
-            Some((ours, theirs)) => self.add(id, ours / theirs, of),
-            None => self.remark(id, "a run had too few samples for this percentile"),
+        match figure.of(ours).zip(figure.of(theirs)) {
+            Some((a, b)) => {
+                self.add(id, a / b, ours);
+                let found = self.found.entry(id).or_default();
+                found.detail = format!("{} by {}", figure.text(a), figure.text(b));
+            }
+            None => self.remark(id, TOO_FEW),
+        }
+    }
+
+    /// Adds a run's median in microseconds, or says that it has none.
+    fn add_p50_us(&mut self, id: &'static str, of: &Measurement) {
+        match Figure::P50.of(of) {
+            Some(ns) => self.add(id, ns / 1e3, of),
+            None => self.remark(id, TOO_FEW),
         }
     }
 
@@ -107,6 +125,29 @@ impl Findings {
         let found = self.found.entry(id).or_default();
         if !found.remarks.iter().any(|known| known == text) {
             found.remarks.push(text.to_owned());
+        }
+    }
+
+    /// Runs a part of the suite. When it fails, its ids say why and the other parts go on; only an
+    /// interrupt ends everything.
+    fn part(
+        &mut self,
+        ids: &[&'static str],
+        run: impl FnOnce(&mut Findings) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match run(self) {
+            Err(error) if error.is_interrupt() => Err(error),
+            Err(error) => {
+                eprintln!("  failed: {error}");
+                for id in ids {
+                    // One failure of a part is enough to know.
+                    let found = self.found.entry(*id).or_default();
+                    found.remarks.retain(|remark| !remark.starts_with("failed: "));
+                    self.remark(id, &format!("failed: {error}"));
+                }
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -122,7 +163,7 @@ impl Findings {
         &mut self,
         name: &str,
         ids: &[&'static str],
-        mut run: impl FnMut(&Findings) -> Result<T, Error>,
+        mut run: impl FnMut(&mut Findings) -> Result<T, Error>,
         figure: impl Fn(&T) -> f64,
     ) -> Result<T, Error> {
         let mut repeats = 0;
@@ -140,14 +181,37 @@ impl Findings {
     }
 }
 
-/// Median latency of a run.
-fn p50_ns(m: &Measurement) -> Option<f64> {
-    m.latency.as_ref()?.p50_ns.map(|ns| ns as f64)
+const TOO_FEW: &str = "a run had too few samples for this percentile";
+
+/// What of two runs is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Figure {
+    /// Requests per second.
+    Rate,
+    /// Median latency in nanoseconds.
+    P50,
+    /// 99th percentile in nanoseconds.
+    P99,
 }
 
-/// 99th percentile of a run.
-fn p99_ns(m: &Measurement) -> Option<f64> {
-    m.latency.as_ref()?.p99_ns.map(|ns| ns as f64)
+impl Figure {
+    /// The figure of a run; `None` when it has none, or nothing to divide by.
+    fn of(self, m: &Measurement) -> Option<f64> {
+        let latency = m.latency.as_ref();
+        let value = match self {
+            Figure::Rate => Some(m.rate_per_s),
+            Figure::P50 => latency?.p50_ns.map(|ns| ns as f64),
+            Figure::P99 => latency?.p99_ns.map(|ns| ns as f64),
+        };
+        value.filter(|value| *value > 0.0)
+    }
+
+    fn text(self, value: f64) -> String {
+        match self {
+            Figure::Rate => format!("{}/s", terminal::count(value)),
+            Figure::P50 | Figure::P99 => latency::text(Some(value as u64)),
+        }
+    }
 }
 
 /// How often a reference that makes its round void is repeated.
@@ -175,7 +239,12 @@ pub fn run(args: &SuiteArgs) -> Result<(), Error> {
         SuiteName::Net => net::run(&mut findings)?,
         SuiteName::Block => block::run(&mut findings)?,
     }
-    write(&report(name, findings), args.json.as_deref())
+    let report = report(name, findings);
+    write(&report, args.json.as_deref())?;
+    match report.targets.iter().filter(|target| target.value.is_none()).count() {
+        0 => Ok(()),
+        n => Err(Error::Refused(format!("{n} targets could not be measured; see their causes"))),
+    }
 }
 
 /// Judges what was found.
@@ -205,6 +274,19 @@ mod tests {
             fingerprint: Fingerprint::default(),
             found: BTreeMap::new(),
             measurements: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_part_that_fails_says_so_and_an_interrupt_ends_all() {
+        let mut all = findings();
+        let ids = ["rss-mib", "switch-hit-ns"];
+        all.part(&ids, |_| Err(Error::Refused("no such thing".into()))).unwrap();
+        let interrupted = || Err(crate::load::LoadError::Interrupted.into());
+        assert!(all.part(&ids, |_| interrupted()).unwrap_err().is_interrupt());
+        let report = report("net", all);
+        for row in report.targets.iter().filter(|row| ids.contains(&row.id.as_str())) {
+            assert_eq!((row.value, row.cause.as_str()), (None, "failed: no such thing"));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::bed::{Daemon, FAR_VTEP, NetBed, Pins, Scratch, TENANT_MTU, VTEP};
 use super::steady::{Steady, steady};
-use super::{Findings, memory, p50_ns, p99_ns, switch_hit};
+use super::{Figure, Findings, OPEN_LOOP_SHARES, memory, switch_hit};
 use crate::drivers::afxdp::{self, AfxdpArgs};
 use crate::drivers::{LabelArgs, LoadArgs};
 use crate::error::Error;
@@ -26,6 +26,14 @@ const WINDOW: u16 = 256;
 /// Above this share of the generator's own ceiling a rate says nothing about the device.
 const GENERATOR_SHARE: f64 = 0.85;
 
+/// What a one-way pass tells.
+const PASS: [&str; 4] = [
+    "net-throughput-vs-reflector",
+    "net-p50-vs-reflector",
+    "net-p99-vs-reflector",
+    "net-p50-vs-kernel",
+];
+const SWITCH: [&str; 2] = ["switch-hit-ns", "switch-hit-scaling"];
 /// What is divided by the reflector's figures.
 const BY_REFLECTOR: [&str; 3] =
     ["net-throughput-vs-reflector", "net-p50-vs-reflector", "net-p99-vs-reflector"];
@@ -69,18 +77,24 @@ struct Pair {
 /// Runs everything of the suite.
 pub fn run(findings: &mut Findings) -> Result<(), Error> {
     let _pins = Pins;
-    {
-        let bed = NetBed::new()?;
-        let ceiling = ceiling(findings, &bed)?;
-        for round in 1..=findings.effort.rounds {
-            eprintln!("round {round} of {}", findings.effort.rounds);
-            self::round(findings, &bed, ceiling)?;
-        }
+    findings.part(&PASS, passes)?;
+    findings
+        .part(&SWITCH, |findings| (0..findings.effort.rounds).try_for_each(|_| switch(findings)))?;
+    findings.part(&["rss-mib"], rss)
+}
+
+/// Everything that takes frames through a device.
+fn passes(findings: &mut Findings) -> Result<(), Error> {
+    let bed = NetBed::new()?;
+    let ceiling = ceiling(findings, &bed)?;
+    for round in 1..=findings.effort.rounds {
+        eprintln!("round {round} of {}", findings.effort.rounds);
+        self::round(findings, &bed, ceiling)?;
     }
-    for _ in 0..findings.effort.rounds {
-        switch(findings)?;
+    match findings.effort.open_loops {
+        true => open_loops(findings, &bed),
+        false => Ok(()),
     }
-    rss(findings)
 }
 
 /// What the generator alone moves between two interfaces that face each other.
@@ -122,12 +136,11 @@ fn round(findings: &mut Findings, bed: &NetBed, ceiling: f64) -> Result<(), Erro
     let outboard = pass(findings, bed, Device::Outboard, ceiling)?;
     let kernel = pass(findings, bed, Device::Kernel, ceiling)?;
     let (ours, theirs) = (&outboard.throughput, &reflector.throughput);
-    let rate = |m: &Measurement| (m.rate_per_s > 0.0).then_some(m.rate_per_s);
-    findings.add_ratio("net-throughput-vs-reflector", rate(ours), rate(theirs), ours);
+    findings.add_ratio("net-throughput-vs-reflector", Figure::Rate, ours, theirs);
     let (ours, theirs) = (&outboard.latency, &reflector.latency);
-    findings.add_ratio("net-p50-vs-reflector", p50_ns(ours), p50_ns(theirs), ours);
-    findings.add_ratio("net-p99-vs-reflector", p99_ns(ours), p99_ns(theirs), ours);
-    findings.add_ratio("net-p50-vs-kernel", p50_ns(ours), p50_ns(&kernel.latency), ours);
+    findings.add_ratio("net-p50-vs-reflector", Figure::P50, ours, theirs);
+    findings.add_ratio("net-p99-vs-reflector", Figure::P99, ours, theirs);
+    findings.add_ratio("net-p50-vs-kernel", Figure::P50, ours, &kernel.latency);
     if outboard.throughput.generator_limited {
         findings.remark("net-throughput-vs-reflector", "limited by the generator");
     }
@@ -143,41 +156,88 @@ fn round(findings: &mut Findings, bed: &NetBed, ceiling: f64) -> Result<(), Erro
 
 /// Both runs through one device, which is set up before and removed after.
 fn pass(findings: &Findings, bed: &NetBed, device: Device, ceiling: f64) -> Result<Pair, Error> {
-    let effort = findings.effort;
-    let run = |group: &str, depth: u16, watch: &[Named]| {
-        let mut load = LoadArgs::closed(depth, effort.seconds, effort.warmup, core_pair().0);
-        load.calibrate = false;
-        load.label = LabelArgs {
-            name: Some(format!("{}: {group}", device.path())),
-            group: Some(group.to_owned()),
-            path: Some(device.path().to_owned()),
-            medium: Some("veth, native XDP".to_owned()),
-            baseline: device == Device::Reflector,
-            watch: watch.to_vec(),
-            notes: Vec::new(),
-        };
-        afxdp::measure(&generator(bed, device, load))
-    };
-    let both = |watch: &[Named]| Ok((run(THROUGHPUT, WINDOW, watch)?, run(LATENCY, 1, watch)?));
-    let Steady { outcome, trips, remark } = steady(device.path(), || match device {
-        Device::Reflector => {
-            let _running = Running::start("t1", "u1", Some(bed.device.name()))?;
-            both(&[])
-        }
-        Device::Outboard => {
-            let daemon = Daemon::start("net", Some(bed.device.name()), &configuration(&[]))?;
-            both(&[Named { name: "outboard".into(), pid: daemon.pid() }])
-        }
-        Device::Kernel => {
-            let _path = bed.join_by_kernel(VNI, &FAR_TENANT_MAC.to_string())?;
-            both(&[])
-        }
+    let Steady { outcome, trips, remark } = steady(device.path(), || {
+        between(bed, device, |watch| {
+            let run = |group: &str, depth: u16| {
+                let load = labelled(findings, device, group, depth, watch);
+                afxdp::measure(&generator(bed, device, load))
+            };
+            Ok((run(THROUGHPUT, WINDOW)?, run(LATENCY, 1)?))
+        })
     })?;
     let (mut throughput, mut latency) = outcome;
     throughput.generator_ceiling_per_s = Some(ceiling);
     throughput.generator_limited = throughput.rate_per_s > GENERATOR_SHARE * ceiling;
     (throughput.cacheline_ns, latency.cacheline_ns) = (trips, trips);
     Ok(Pair { throughput, latency, remark })
+}
+
+/// Sets a device up, runs, and removes it; `run` gets the processes to watch.
+fn between<T>(
+    bed: &NetBed,
+    device: Device,
+    run: impl FnOnce(&[Named]) -> Result<T, Error>,
+) -> Result<T, Error> {
+    match device {
+        Device::Reflector => {
+            let _running = Running::start("t1", "u1", Some(bed.device.name()))?;
+            run(&[])
+        }
+        Device::Outboard => {
+            let daemon = Daemon::start("net", Some(bed.device.name()), &configuration(&[]))?;
+            run(&[Named { name: "outboard".into(), pid: daemon.pid() }])
+        }
+        Device::Kernel => {
+            let _path = bed.join_by_kernel(VNI, &FAR_TENANT_MAC.to_string())?;
+            run(&[])
+        }
+    }
+}
+
+fn labelled(
+    findings: &Findings,
+    device: Device,
+    group: &str,
+    depth: u16,
+    watch: &[Named],
+) -> LoadArgs {
+    let effort = findings.effort;
+    let mut load = LoadArgs::closed(depth, effort.seconds, effort.warmup, core_pair().0);
+    load.calibrate = false;
+    load.label = LabelArgs {
+        name: Some(format!("{}: {group}", device.path())),
+        group: Some(group.to_owned()),
+        path: Some(device.path().to_owned()),
+        medium: Some("veth, native XDP".to_owned()),
+        baseline: device == Device::Reflector,
+        watch: watch.to_vec(),
+        notes: Vec::new(),
+    };
+    load
+}
+
+/// All devices at the same rates: shares of Outboard's highest. Reported, not judged.
+fn open_loops(findings: &mut Findings, bed: &NetBed) -> Result<(), Error> {
+    let is_outboard = |m: &&Measurement| {
+        m.path == Device::Outboard.path() && m.group == THROUGHPUT && m.rate_per_s > 0.0
+    };
+    let Some(most) = findings.measurements.iter().find(is_outboard).map(|m| m.rate_per_s) else {
+        return Ok(());
+    };
+    for device in [Device::Reflector, Device::Outboard, Device::Kernel] {
+        let measured = between(bed, device, |watch| {
+            let runs = OPEN_LOOP_SHARES.iter().map(|share| {
+                let group = format!("one-way pass 64 B, open loop, {share} % of Outboard's rate");
+                let mut load = labelled(findings, device, &group, WINDOW, watch);
+                load.rate = Some(most * f64::from(*share) / 100.0);
+                eprintln!("  {}: {}/s", device.path(), count(most * f64::from(*share) / 100.0));
+                afxdp::measure(&generator(bed, device, load))
+            });
+            runs.collect::<Result<Vec<_>, _>>()
+        })?;
+        measured.into_iter().for_each(|m| findings.keep(m));
+    }
+    Ok(())
 }
 
 /// One worker on the second core with the tenant's port and the uplink; `more` are further ports.
@@ -204,7 +264,7 @@ fn switch(findings: &mut Findings) -> Result<(), Error> {
     let alone = Measurement::default();
     findings.add("switch-hit-ns", cost.one_ns, &alone);
     findings.add("switch-hit-scaling", cost.many_ns / cost.one_ns.max(0.1), &alone);
-    for id in ["switch-hit-ns", "switch-hit-scaling"] {
+    for id in SWITCH {
         remark.iter().for_each(|remark| findings.remark(id, remark));
         findings.found.entry(id).or_default().threads =
             vec![format!("outboard-bench/switch @{} busy", core_pair().0)];

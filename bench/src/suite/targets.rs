@@ -56,6 +56,8 @@ pub struct Found {
     pub threads: Vec<String>,
     /// What explains or marks the figure.
     pub remarks: Vec<String>,
+    /// The figures behind the last run's value.
+    pub detail: String,
 }
 
 impl Targets {
@@ -90,6 +92,9 @@ impl Row {
         let mut cause = found.remarks;
         match value {
             None if cause.is_empty() => cause.push("not measured".into()),
+            Some(_) if met == Some(false) && !found.detail.is_empty() => {
+                cause.insert(0, format!("last run: {}", found.detail));
+            }
             Some(_) if met == Some(false) && cause.is_empty() => {
                 let (low, high) = spread(&found.runs).unwrap_or_default();
                 cause.push(format!("runs from {low:.2} to {high:.2} {}", self.unit));
