@@ -97,6 +97,7 @@ fn workers(plan: &Plan, region: &'static Region) -> [Made; 2] {
         let (outbox, retired) = bounded(4);
         let fittings = Fittings {
             free: region.carve(SHARE).unwrap(),
+            share_frames: SHARE as usize,
             mailbox: inbox,
             retired: outbox,
             bell: Arc::clone(&bells[index]),

@@ -96,6 +96,7 @@ pub fn assemble(
         let worker_counters = Arc::<WorkerCounters>::default();
         let fittings = Fittings {
             free,
+            share_frames: share_frames(region, plan.workers.len()) as usize,
             mailbox: inbox,
             retired: outbox,
             bell: Arc::clone(&bells[index]),
@@ -229,6 +230,11 @@ fn peers(bells: &[Arc<Bell>]) -> Vec<Vec<Option<Peer>>> {
         }
     }
     ways
+}
+
+/// Frames of each worker.
+pub fn share_frames(region: &Region, workers: usize) -> u32 {
+    region.frames() / workers as u32
 }
 
 fn waiting(plan: &Plan) -> Waiting {

@@ -106,8 +106,9 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let bells = bells(plan.workers.len())?;
     let mut ways = Ways::new(&plan)?;
     let tables = Arc::new(ways.tables(&plan));
-    let (stores, storage) = stores::make(&plan, &bells)?;
-    let storage = storage.into_iter().zip(shares(region, plan.workers.len())).collect();
+    let mut shares = shares(region, plan.workers.len());
+    let (stores, storage) = stores::make(&plan, &bells, &mut shares)?;
+    let storage = storage.into_iter().zip(shares).collect();
     let pins = instance.as_ref().map_or(Path::new(""), Instance::directory);
     let House { workers, handles, steering } =
         assemble::assemble(&plan, pins, region, bells, &tables, storage)?;
@@ -121,7 +122,7 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
             supervise(&plan, &mut ways, &handles, &threads, &stop);
         }
         let failed = served.err();
-        // Guests give up their rings while the workers still run.
+        // Guests and hosts leave while the workers still turn and can end their I/O.
         drop(stores);
         let ended = finish(&handles, threads);
         failed.map_or(ended, |error| Err(error.into()))
@@ -157,7 +158,7 @@ fn bells(count: usize) -> Result<Vec<Arc<Bell>>, RunError> {
 
 /// The region in equal shares.
 fn shares(region: &'static Region, workers: usize) -> Vec<FreeList> {
-    let share = region.frames() / workers as u32;
+    let share = assemble::share_frames(region, workers);
     (0..workers).filter_map(|_| region.carve(share)).collect()
 }
 

@@ -1,13 +1,17 @@
 //! What `outboard stats` shows, read from the counters that workers write.
 
 use super::assemble::{Handle, mode_name};
-use super::stats::{Count, DiskStats, PortStats, Stats, SwitchStats, VolumeStats, WorkerStats};
+use super::connect::Connector;
+use super::stats::{
+    Count, DiskStats, ExportStats, PortStats, Stats, SwitchStats, VolumeStats, WorkerStats,
+};
 use super::stores::Stores;
 use crate::config::Plan;
 use crate::config::plan::{self, Backing};
 use crate::counters::PortCounters;
 use crate::virtio::fault::QueueFault;
 use crate::volume::disk::DiskCounters;
+use crate::volume::export::ExportCounters;
 use crate::volume::{Geometry, Status};
 use outboard_ebpf::Steering;
 use std::sync::{Arc, Mutex};
@@ -21,7 +25,9 @@ pub struct Snapshot {
     handles: Arc<Vec<Handle>>,
     steering: Arc<Mutex<Vec<Steering>>>,
     volumes: Vec<Geometry>,
+    connectors: Vec<Option<Arc<Connector>>>,
     disks: Vec<Arc<DiskCounters>>,
+    exports: Vec<Arc<ExportCounters>>,
 }
 
 impl Snapshot {
@@ -38,7 +44,9 @@ impl Snapshot {
             handles: Arc::clone(handles),
             steering: Arc::clone(steering),
             volumes: stores.volumes.clone(),
+            connectors: stores.connectors.clone(),
             disks: stores.disks.clone(),
+            exports: stores.exports.clone(),
         }
     }
 
@@ -52,7 +60,7 @@ impl Snapshot {
             ports: self.ports(),
             switch: self.switch(),
             volumes: self.volumes(),
-            exports: Vec::new(),
+            exports: self.exports(),
             disks: self.disks(),
         }
     }
@@ -101,7 +109,7 @@ impl Snapshot {
         let stats = volumes.enumerate().map(|(index, (volume, geometry))| VolumeStats {
             name: volume.name.clone(),
             kind: kind(volume).into(),
-            state: "ready".into(),
+            state: self.connectors[index].as_ref().map_or("ready".into(), |link| link.state()),
             bytes: geometry.bytes(),
             in_flight: self.in_flight(index),
         });
@@ -113,6 +121,18 @@ impl Snapshot {
         let disks = self.plan.disks.iter().zip(&self.disks);
         let own = disks.filter(|(disk, _)| usize::from(disk.volume) == index);
         own.map(|(_, counters)| counters.in_flight.get() as u32).sum()
+    }
+
+    fn exports(&self) -> Vec<ExportStats> {
+        let exports = self.plan.exports.iter().zip(&self.exports);
+        let stats = exports.map(|(export, counters)| ExportStats {
+            nqn: export.nqn.clone(),
+            listen: export.listen.to_string(),
+            connections: counters.connections.get(),
+            commands: counters.commands.get(),
+            errors: Count::occurred(counters.errors()),
+        });
+        stats.collect()
     }
 
     fn disks(&self) -> Vec<DiskStats> {

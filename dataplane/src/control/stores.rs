@@ -1,79 +1,103 @@
-//! Makes the storage side of a plan: volumes, and the disks that give them to guests.
+//! Makes the storage side of a plan: volumes, the disks that give them to guests, and the exports
+//! that serve them to other hosts.
 
+use super::connect::{ConnectError, Connector};
+use super::listen::{ListenError, Listener};
 use super::vhost::{VhostError, VhostServer};
 use crate::bell::Bell;
 use crate::config::Plan;
 use crate::config::plan::{self, Backing};
 use crate::virtio::blk::BlkShape;
 use crate::virtio::mailbox::{Wake, mailbox};
-use crate::volume::File;
-use crate::volume::Mem;
 use crate::volume::disk::{Disk, DiskCounters};
-use crate::volume::{BlockDevice, Geometry, OpenError, Volume};
+use crate::volume::export::{Export, ExportConfig, ExportCounters, ExportError, SHARED_FRAMES};
+use crate::volume::{BlockDevice, File, Geometry, Mem, OpenError, Remote, Volume};
 use crate::worker::{Storage, User, VolumeSlot};
+use outboard_dma::FreeList;
+use outboard_rdma::nvmf::identify::Identity;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 /// Rings that a disk needs per queue: twice while a guest moves to another process.
 const RINGS_PER_QUEUE: u16 = 2;
+/// Hosts that one export serves: each has an admin and an I/O connection.
+const EXPORT_CONNECTIONS: u16 = 32;
 
 /// Why the storage side could not be made.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message says what its fields are")]
 pub enum StoreError {
-    /// A volume could not be opened.
     #[error("volume `{name}`: {source}")]
-    Volume {
-        /// Its name.
-        name: String,
-        /// The reason and the remedy.
-        source: OpenError,
-    },
-    /// A disk's socket could not be served.
+    Volume { name: String, source: OpenError },
+    #[error("volume `{name}`: {source}")]
+    Remote { name: String, source: ConnectError },
+    #[error(
+        "volume `{name}` has blocks of {configured} bytes, but its target's have {found}; \
+         set `block_bytes = {found}` in that [[volume]]"
+    )]
+    BlockSize { name: String, configured: u32, found: u32 },
     #[error("disk `{name}`: {source}")]
-    Disk {
-        /// Its name.
-        name: String,
-        /// The reason and the remedy.
-        source: VhostError,
-    },
+    Disk { name: String, source: VhostError },
+    #[error("export of volume `{name}`: {source}")]
+    Export { name: String, source: ExportError },
+    #[error("export of volume `{name}`: {source}")]
+    Listen { name: String, source: ListenError },
 }
 
 /// Control's side of the storage: threads that end when this is dropped, and what is counted.
 #[derive(Debug, Default)]
 pub struct Stores {
-    _sockets: Vec<VhostServer>,
+    sockets: Vec<VhostServer>,
+    listeners: Vec<Listener>,
+    /// By the plan's volumes; those that are not remote have none.
+    pub connectors: Vec<Option<Arc<Connector>>>,
     /// Sizes by the plan's volumes.
     pub volumes: Vec<Geometry>,
     /// Counts by the plan's disks.
     pub disks: Vec<Arc<DiskCounters>>,
+    /// Counts by the plan's exports.
+    pub exports: Vec<Arc<ExportCounters>>,
 }
 
-/// Opens every volume and serves every disk; the storage rooms are in the order of the workers.
-pub fn make(plan: &Plan, bells: &[Arc<Bell>]) -> Result<(Stores, Vec<Storage>), StoreError> {
-    let disks = plan.disks.iter().map(|_| Arc::default()).collect();
-    let mut stores = Stores { disks, ..Stores::default() };
+/// Opens every volume, serves every disk and export; the storage rooms are in the order of the
+/// workers. Exports take their buffers from the shares of the workers' frames.
+pub fn make(
+    plan: &Plan,
+    bells: &[Arc<Bell>],
+    shares: &mut [FreeList],
+) -> Result<(Stores, Vec<Storage>), StoreError> {
+    let mut stores = Stores {
+        disks: plan.disks.iter().map(|_| Arc::default()).collect(),
+        exports: plan.exports.iter().map(|_| Arc::default()).collect(),
+        ..Stores::default()
+    };
     let mut slots: Vec<Vec<VolumeSlot>> = plan.workers.iter().map(|_| Vec::new()).collect();
     for (index, wanted) in plan.volumes.iter().enumerate() {
-        let volume = open(wanted)
-            .map_err(|source| StoreError::Volume { name: wanted.name.clone(), source })?;
-        let geometry = volume.geometry();
-        stores.volumes.push(geometry);
-        let bell = &bells[usize::from(wanted.worker)];
-        let users = users(plan, index, geometry, bell, &mut stores)?;
-        slots[usize::from(wanted.worker)].push(VolumeSlot { volume, users });
+        let (volume, connector) = open(wanted)?;
+        stores.connectors.push(connector.map(Arc::new));
+        stores.volumes.push(volume.geometry());
+        let worker = usize::from(wanted.worker);
+        let mut users = Vec::new();
+        stores.serve_disks(plan, index, &volume, &bells[worker], &mut users)?;
+        stores.serve_exports(plan, index, &volume, &mut shares[worker], &mut users)?;
+        slots[worker].push(VolumeSlot { volume, users });
     }
     Ok((stores, slots.into_iter().map(Storage::new).collect()))
 }
 
-fn open(wanted: &plan::Volume) -> Result<Volume, OpenError> {
+fn open(wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError> {
+    let name = || wanted.name.clone();
+    let opened = |source| StoreError::Volume { name: name(), source };
     let (block_bytes, read_only) = (wanted.block_bytes, wanted.read_only);
     match &wanted.backing {
         Backing::Mem { bytes } => {
             let blocks = bytes / u64::from(block_bytes);
             let geometry = Geometry { block_bytes, blocks, read_only };
-            Mem::new(geometry, true).map(Volume::Mem)
+            Ok((Volume::Mem(Mem::new(geometry, true).map_err(opened)?), None))
         }
         Backing::File { path, create_bytes } => {
-            let file = File::open(path, block_bytes, read_only, *create_bytes)?;
+            let file = File::open(path, block_bytes, read_only, *create_bytes)
+                .map_err(|error| opened(error.into()))?;
             if !file.direct() {
                 tracing::warn!(
                     "volume {}: the file system of {} has no direct I/O; reads and writes go \
@@ -82,46 +106,137 @@ fn open(wanted: &plan::Volume) -> Result<Volume, OpenError> {
                     path.display()
                 );
             }
-            Ok(Volume::File(file))
+            Ok((Volume::File(file), None))
         }
-        Backing::Remote { .. } => Err(OpenError::Remote),
+        Backing::Remote { address, nqn, nsid } => {
+            let (remote, connector) = Remote::connect(*address, nqn, *nsid)
+                .map_err(|source| StoreError::Remote { name: name(), source })?;
+            let found = remote.geometry().block_bytes;
+            if found != block_bytes {
+                return Err(StoreError::BlockSize { name: name(), configured: block_bytes, found });
+            }
+            Ok((Volume::Remote(remote), Some(connector)))
+        }
     }
 }
 
-/// The disks on volume `index`.
-fn users(
-    plan: &Plan,
-    index: usize,
-    geometry: Geometry,
-    bell: &Arc<Bell>,
-    stores: &mut Stores,
-) -> Result<Vec<User>, StoreError> {
-    let mut users = Vec::new();
-    for (number, disk) in plan.disks.iter().enumerate() {
-        if usize::from(disk.volume) != index {
-            continue;
+impl Stores {
+    /// The disks on volume `index`.
+    fn serve_disks(
+        &mut self,
+        plan: &Plan,
+        index: usize,
+        volume: &Volume,
+        bell: &Arc<Bell>,
+        users: &mut Vec<User>,
+    ) -> Result<(), StoreError> {
+        let geometry = volume.geometry();
+        for (number, disk) in plan.disks.iter().enumerate() {
+            if usize::from(disk.volume) != index {
+                continue;
+            }
+            let rings = disk.queues * RINGS_PER_QUEUE;
+            let (control, worker) = mailbox(rings);
+            let made = Disk::new(users.len() as u16, &disk.name, rings, worker);
+            self.disks[number] = made.counters();
+            users.push(User::Disk(made));
+            let shape = BlkShape {
+                bytes: geometry.bytes(),
+                block_bytes: geometry.block_bytes,
+                read_only: geometry.read_only,
+                queues: disk.queues,
+            };
+            let served = VhostServer::start(&disk.name, &disk.socket, shape, control, wake(bell));
+            let named = |source| StoreError::Disk { name: disk.name.clone(), source };
+            self.sockets.push(served.map_err(named)?);
         }
-        let rings = disk.queues * RINGS_PER_QUEUE;
-        let (control, worker) = mailbox(rings);
-        let made = Disk::new(users.len() as u16, &disk.name, rings, worker);
-        stores.disks[number] = made.counters();
-        users.push(User::Disk(made));
-        let shape = BlkShape {
-            bytes: geometry.bytes(),
-            block_bytes: geometry.block_bytes,
-            read_only: geometry.read_only,
-            queues: disk.queues,
-        };
-        let served = VhostServer::start(&disk.name, &disk.socket, shape, control, wake(bell));
-        let socket =
-            served.map_err(|source| StoreError::Disk { name: disk.name.clone(), source })?;
-        stores._sockets.push(socket);
+        Ok(())
     }
-    Ok(users)
+
+    /// The exports of volume `index`.
+    fn serve_exports(
+        &mut self,
+        plan: &Plan,
+        index: usize,
+        volume: &Volume,
+        free: &mut FreeList,
+        users: &mut Vec<User>,
+    ) -> Result<(), StoreError> {
+        for (number, export) in plan.exports.iter().enumerate() {
+            if usize::from(export.volume) != index {
+                continue;
+            }
+            let name = || plan.volumes[index].name.clone();
+            let config = ExportConfig {
+                nqn: export.nqn.clone(),
+                serial: name(),
+                identity: identity(&plan.volumes[index], &export.nqn),
+                owner: users.len() as u16,
+                connections: EXPORT_CONNECTIONS,
+                shared_frames: SHARED_FRAMES,
+            };
+            let (made, door) = Export::new(&config, volume, free)
+                .map_err(|source| StoreError::Export { name: name(), source })?;
+            self.exports[number] = made.counters();
+            users.push(User::Export(made));
+            let listener = Listener::start(export.listen, door)
+                .map_err(|source| StoreError::Listen { name: name(), source })?;
+            self.listeners.push(listener);
+        }
+        Ok(())
+    }
+}
+
+/// What names a volume's content to hosts: the same at every start for media that persist, new
+/// at each start for memory, so that no host takes an empty volume for the one that it knew.
+fn identity(volume: &plan::Volume, nqn: &str) -> Identity {
+    let persists = !matches!(volume.backing, Backing::Mem { .. });
+    let mut uuid = [0; 16];
+    for (half, bytes) in uuid.chunks_mut(8).enumerate() {
+        let number = if persists {
+            stable_hash(half as u64, nqn)
+        } else {
+            RandomState::new().build_hasher().finish()
+        };
+        bytes.copy_from_slice(&number.to_be_bytes());
+    }
+    // Version 8, variant 1: made in a way of our own (RFC 9562, section 5.8).
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Identity { nguid: uuid, uuid }
+}
+
+/// FNV-1a (Fowler, Noll, Vo) of a number and a name: the same in every version of this program.
+fn stable_hash(number: u64, name: &str) -> u64 {
+    let bytes = number.to_le_bytes().into_iter().chain(name.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// What wakes a worker that sleeps.
 fn wake(bell: &Arc<Bell>) -> Wake {
     let bell = Arc::clone(bell);
     Arc::new(move || bell.ring())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_that_persist_keep_their_identity_and_memory_does_not() {
+        let mut volume = plan::Volume {
+            name: "data".into(),
+            worker: 0,
+            block_bytes: 512,
+            read_only: false,
+            backing: Backing::File { path: "/data".into(), create_bytes: None },
+        };
+        let name = "nqn.2025-01.org.example:data";
+        assert_eq!(identity(&volume, name), identity(&volume, name));
+        assert_ne!(identity(&volume, name), identity(&volume, "nqn.2025-01.org.example:other"));
+        volume.backing = Backing::Mem { bytes: 512 };
+        assert_ne!(identity(&volume, name), identity(&volume, name));
+    }
 }

@@ -72,7 +72,7 @@ pub struct Worker {
     network: Network,
     storage: Storage,
     free: FreeList,
-    total_frames: usize,
+    share_frames: usize,
     mailbox: Receiver<Message>,
     /// Old tables go back to control, which frees them.
     retired: Sender<Arc<Tables>>,
@@ -86,8 +86,10 @@ pub struct Worker {
 /// What a worker is made of besides its rooms.
 #[derive(Debug)]
 pub struct Fittings {
-    /// Its share of the frames.
+    /// Its share of the frames, less what its storage room has taken.
     pub free: FreeList,
+    /// Frames in its share.
+    pub share_frames: usize,
     /// Messages from control.
     pub mailbox: Receiver<Message>,
     /// Old tables on their way to control.
@@ -110,14 +112,14 @@ pub struct Ended {
 }
 
 impl Worker {
-    /// A worker that owns these rooms; the rooms have not taken frames from its share yet.
+    /// A worker that owns these rooms.
     pub fn new(network: Network, storage: Storage, fittings: Fittings) -> Worker {
-        let Fittings { free, mailbox, retired, bell, waiting, counters } = fittings;
+        let Fittings { free, share_frames, mailbox, retired, bell, waiting, counters } = fittings;
         Worker {
             network,
             storage,
-            total_frames: free.len(),
             free,
+            share_frames,
             mailbox,
             retired,
             bell,
@@ -169,7 +171,7 @@ impl Worker {
                 }
             }
         }
-        self.storage.close();
+        self.storage.close(&mut self.free);
         self
     }
 
@@ -182,7 +184,7 @@ impl Worker {
     pub fn end(mut self) -> Ended {
         self.network.close(&mut self.free);
         self.counters.free_frames.set(self.free.len() as u64);
-        Ended { total_frames: self.total_frames, recovered_frames: self.free.len() }
+        Ended { total_frames: self.share_frames, recovered_frames: self.free.len() }
     }
 
     fn mail(&mut self, now_ns: u64) -> bool {
