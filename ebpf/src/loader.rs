@@ -63,6 +63,7 @@ impl Mode {
 /// [`detach`](Steering::detach).
 pub struct Steering {
     interface: String,
+    index: u32,
     mode: Mode,
     pins: Pins,
     xsks: XskMap<MapData>,
@@ -89,6 +90,7 @@ impl Steering {
         replace_map(&pins.counters, &counters)?;
         Ok(Steering {
             interface: interface.to_owned(),
+            index,
             mode,
             pins,
             xsks: xsks.try_into().map_err(|error| unexpected(&error))?,
@@ -100,6 +102,11 @@ impl Steering {
     /// The interface's name.
     pub fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// The interface's number: another interface that takes its name has another one.
+    pub fn interface_index(&self) -> u32 {
+        self.index
     }
 
     /// Where the program runs.

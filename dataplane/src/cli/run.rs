@@ -4,6 +4,7 @@ use super::{Failure, load};
 use clap::Args;
 use outboard::control;
 use outboard::control::netlink::Netns;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
@@ -30,6 +31,8 @@ impl Run {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
             // A log that nobody reads any more (a closed pipe) is no reason to panic.
             .log_internal_errors(false)
             .init();

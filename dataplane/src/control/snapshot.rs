@@ -2,6 +2,7 @@
 
 use super::assemble::{Handle, mode_name};
 use super::connect::Connector;
+use super::netlink;
 use super::stats::{
     Count, DiskStats, ExportStats, PortStats, Stats, SwitchStats, VolumeStats, WorkerStats,
 };
@@ -81,12 +82,19 @@ impl Snapshot {
 
     fn ports(&self) -> Vec<PortStats> {
         let steering = self.steering.lock();
+        let programs = || steering.iter().flat_map(|all| all.iter());
+        // When the kernel does not tell, nothing is known to be down.
+        let up = netlink::are_up(programs().map(Steering::interface_index)).unwrap_or_default();
         let mut ports = Vec::new();
         for (index, port) in self.plan.ports.iter().enumerate() {
             let counters: Vec<&PortCounters> =
                 self.handles.iter().map(|handle| &*handle.ports[index]).collect();
             let program = steering.as_ref().ok().and_then(|steering| steering.get(index));
-            let mode = program.map_or("detached", |program| program.mode().name());
+            let mode = match program {
+                Some(_) if up.get(index) == Some(&false) => "down",
+                Some(program) => program.mode().name(),
+                None => "detached",
+            };
             let mut stats = PortStats::of(&port.name, &port.interface, mode, &counters);
             stats.xdp = program.map(xdp_outcomes).unwrap_or_default();
             ports.push(stats);

@@ -9,6 +9,11 @@ mod netns;
 
 mod clean;
 mod crash;
+mod disk;
+mod hostile;
+mod link;
 mod process;
+mod refused;
 mod traffic;
+mod wait;
 mod world;

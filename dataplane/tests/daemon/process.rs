@@ -91,6 +91,11 @@ impl Daemon {
         drops.iter().find(|count| count.name == reason).map_or(0, |count| count.count)
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id() as i32).unwrap();

@@ -174,6 +174,15 @@ fn streams_arrive_whole() {
 }
 
 #[test]
+fn the_smallest_region_is_slow_but_right() {
+    let (world, a, b) = World::running(Options { region_mib: 4, ..Options::default() });
+    let (client, server) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    exchange(&server.netns, server.address, &client.netns);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
+#[test]
 fn a_checksum_that_was_left_to_an_offload_is_named() {
     let (world, a, b) = World::running(Options::default());
     let (blue_a, blue_b) = (world.a.tenant("blue"), world.b.tenant("blue"));

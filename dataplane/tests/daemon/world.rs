@@ -144,13 +144,15 @@ pub struct World {
 pub struct Options {
     /// How workers wait.
     pub mode: &'static str,
+    /// Frame memory of each host.
+    pub region_mib: u32,
     /// More text for both configurations.
     pub more: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { mode: "adaptive", more: "" }
+        Options { mode: "adaptive", region_mib: 32, more: "" }
     }
 }
 
@@ -228,13 +230,13 @@ fn configuration(
     letter: &str,
     scratch: &Scratch,
 ) -> String {
-    let Options { mode, more } = options;
+    let Options { mode, region_mib, more } = options;
     let socket = socket.display();
     let on_b = letter == "b";
     let own = if on_b { 2 } else { 1 };
     let remote = if on_b { "10.0.0.1/32" } else { "10.0.0.2/31" };
     let mut text = format!(
-        "name = '{name}'\n[runtime]\nmode = '{mode}'\nregion_mib = 32\n\
+        "name = '{name}'\n[runtime]\nmode = '{mode}'\nregion_mib = {region_mib}\n\
          [control]\nsocket = '{socket}'\n[[worker]]\ncore = 0\n"
     );
     if on_b {

@@ -11,3 +11,13 @@ mod socket;
 pub mod underlay;
 
 pub use netns::{Netns, NetnsError};
+
+use std::io;
+
+/// Which of the links with these numbers are up and have their carrier, in the namespace of the
+/// calling thread.
+pub fn are_up(indices: impl Iterator<Item = u32>) -> io::Result<Vec<bool>> {
+    let mut netlink = socket::Rtnetlink::route()?;
+    let mut up = |index| Ok(links::find_index(&mut netlink, index)?.is_some_and(|link| link.up));
+    indices.map(&mut up).collect()
+}

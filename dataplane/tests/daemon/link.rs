@@ -1,0 +1,100 @@
+//! Interfaces that go down, come up, change and vanish under traffic.
+
+use crate::netns::run;
+use crate::process::until;
+use crate::wait::workers_sleep;
+use crate::world::{Options, Tenant, World};
+use rustix::process::Signal;
+use std::process::{Child, Command, Stdio};
+
+/// Echo requests without end, until dropped.
+struct Flow(Child);
+
+impl Flow {
+    fn start(from: &Tenant, to: &Tenant) -> Flow {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", from.netns.name(), "ping", "-q", "-i", "0.01"]);
+        let command = command.arg(to.address.to_string()).stdout(Stdio::null());
+        Flow(command.stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn traffic_flows_again_after_the_underlay_was_down() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    let _flows = [Flow::start(near, far), Flow::start(far, near)];
+    for _ in 0..2 {
+        let before = a.drops("blue", "no_underlay_route");
+        world.a.netns.ip("link set veth down");
+        until("the drops are named", || {
+            (a.drops("blue", "no_underlay_route") > before + 3).then_some(())
+        });
+        assert_eq!(a.port("up").mode, "down");
+        world.a.netns.ip("link set veth up");
+        world.all_reach();
+        assert_eq!(a.port("up").mode, "native");
+    }
+    let log = a.log();
+    assert!(log.contains("far end 192.0.2.2: no route over an uplink that is up"), "{log}");
+    assert!(log.contains("far end 192.0.2.2: over veth to "), "{log}");
+    drop(_flows);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
+#[test]
+fn a_new_underlay_address_is_followed() {
+    let (world, a, b) = World::running(Options::default());
+    let _flow = Flow::start(world.a.tenant("red"), world.b.tenant("red"));
+    let mac = "02:00:5e:10:00:01";
+    world.b.netns.ip(&format!("link set veth address {mac}"));
+    until("the other host knows", || a.log().contains(mac).then_some(()));
+    world.all_reach();
+    drop(_flow);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
+#[test]
+fn a_tenant_that_was_down_is_reached_again() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    let _flow = Flow::start(far, near);
+    for (netns, interface) in [(&near.netns, "eth0"), (&world.a.netns, "blue")] {
+        netns.ip(&format!("link set {interface} down"));
+        let before = a.port("blue").rx_packets;
+        assert!(!far.pings(near.address, "-c 3"));
+        world.a.tenant("red").reaches(far.address);
+        assert_eq!(a.port("blue").mode, "down");
+        let _ = before;
+        netns.ip(&format!("link set {interface} up"));
+        far.reaches(near.address);
+        near.reaches(far.address);
+    }
+    drop(_flow);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
+#[test]
+fn a_tenant_that_vanishes_disturbs_nobody() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    let flow = Flow::start(far, near);
+    // What happens when a container ends: its end goes, and with it the host's.
+    run("ip", &["-n", near.netns.name(), "link", "del", "eth0"]);
+    world.a.tenant("red").reaches(world.b.tenant("red").address);
+    until("the port is known to be down", || (a.port("blue").mode == "down").then_some(()));
+    drop(flow);
+    workers_sleep(&a);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}

@@ -1,0 +1,99 @@
+//! What a daemon cannot start with: one sentence that says what to do, and nothing left behind.
+
+use crate::clean::{nothing_is_left, refused};
+use crate::process::OUTBOARD;
+use crate::world::{Options, World};
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+/// A disk, so that something was made before the network side fails.
+const DISK: &str = "
+[[volume]]
+name = 'ram'
+kind = 'mem'
+size = '4MiB'
+[[disk]]
+name = 'disk'
+volume = 'ram'
+socket = 'SCRATCH/HOST-disk.sock'
+";
+
+/// Runs host a's daemon with its configuration changed: it must be refused with these words.
+#[track_caller]
+fn refuse(world: &World, from: &str, to: &str, words: &str) {
+    let text = std::fs::read_to_string(&world.a.config).unwrap();
+    assert!(text.contains(from), "{from}");
+    let config = world.scratch.0.join("wrong.toml");
+    std::fs::write(&config, text.replacen(from, to, 1)).unwrap();
+    run_refused(world, words, &["--netns", world.a.netns.name()]);
+}
+
+#[track_caller]
+fn run_refused(world: &World, words: &str, more: &[&str]) {
+    let config = world.scratch.0.join("wrong.toml");
+    let mut command = Command::new(OUTBOARD);
+    let output = command.arg("run").arg("--config").arg(&config).args(more).output().unwrap();
+    refused(&output, words);
+    nothing_is_left(world, &world.a);
+}
+
+#[test]
+fn what_the_machine_lacks() {
+    let world = World::new(Options { more: DISK, ..Options::default() });
+    let red = "interface = 'red'";
+    let words = "interface nored of port \"red\" does not exist in this network namespace; \
+                 make it with `outboard attach --port red";
+    refuse(&world, red, "interface = 'nored'", words);
+    let words = "the interface noveth of uplink \"up\" does not exist; see `ip link`";
+    refuse(&world, "interface = 'veth'", "interface = 'noveth'", words);
+    let words = "does not have the address 192.0.2.77; correct `vtep` or run `ip addr add";
+    refuse(&world, "vtep = '192.0.2.1'", "vtep = '192.0.2.77'", words);
+    let words = "worker 0 cannot run on core 4095: this process may use core";
+    refuse(&world, "core = 0", "core = 4095", words);
+    refuse(
+        &world,
+        "name = 'red'\ninterface",
+        "queues = 2\nname = 'red'\ninterface",
+        "ethtool -l red",
+    );
+    run_refused(&world, "network namespace \"no-such\"", &["--netns", "no-such"]);
+    run_refused(&world, "is not a network namespace", &["--netns", "/proc/self/ns/uts"]);
+    // In the namespace of the test nothing of all that exists.
+    run_refused(&world, "interface", &[]);
+}
+
+#[test]
+fn what_is_in_use_or_forbidden() {
+    let world = World::new(Options { more: DISK, ..Options::default() });
+    let socket = world.a.socket.display().to_string();
+    refuse(&world, &socket, "/proc/a.sock", "set `socket` in [control]");
+    refuse(&world, &socket, "/dev/null/a.sock", "set `socket` in [control]");
+    let disk = world.scratch.0.join("a-disk.sock").display().to_string();
+    refuse(&world, &disk, "/dev/null/disk.sock", "disk `disk`: ");
+    // Somebody else's files and sockets stay.
+    let file = world.scratch.0.join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let path = file.display().to_string();
+    refuse(&world, &socket, &path, "is not a socket; remove it");
+    refuse(&world, &disk, &path, "not a socket; remove it");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    let live = world.scratch.0.join("live");
+    let listener = UnixListener::bind(&live).unwrap();
+    let path = live.display().to_string();
+    refuse(&world, &socket, &path, "is in use by a daemon that answers; stop it");
+    refuse(&world, &disk, &path, "is in use: another process answers there; stop it");
+    assert!(live.exists());
+    drop(listener);
+    volumes(&world);
+}
+
+fn volumes(world: &World) {
+    let file = |path: &str, more: &str| format!("kind = 'file'\npath = '{path}'\n{more}");
+    let ram = "kind = 'mem'\nsize = '4MiB'\n";
+    let missing = world.scratch.0.join("no.img").display().to_string();
+    refuse(world, ram, &file(&missing, ""), "volume `ram`: ");
+    let path = world.scratch.0.join("file").display().to_string();
+    refuse(world, ram, &file(&path, ""), "volume `ram`: ");
+    refuse(world, ram, "kind = 'mem'\nsize = '1000TiB'\n", "volume `ram`: ");
+    assert!(!std::path::Path::new(&missing).exists());
+}
