@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::load::{Content, Ended, Request, Work};
 use crate::machine::netns;
 use crate::reference::reflector::Steered;
-use crate::reference::xdp_socket::{Umem, XdpSocket};
+use crate::reference::xdp_socket::{FRAMES_PER_SOCKET, Umem, XdpSocket};
 use crate::schema::Measurement;
 use clap::Args;
 use outboard_wire::{Ethernet, Ipv4, Mac, Udp, ethernet, ipv4, udp};
@@ -79,8 +79,8 @@ const DESTINATION_PORT: u16 = 7;
 /// The last 16 bytes of a frame: this, then the request. "OUTBOARD" in ASCII.
 const MARK: u64 = 0x4f55_5442_4f41_5244;
 const MARK_BYTES: u32 = 16;
-/// Frames of each of the two sockets; the rings hold as many.
-const FRAMES: u32 = 2048;
+/// The most frames in flight: half of what a socket takes, so that foreign frames find room.
+const DEPTH: u16 = FRAMES_PER_SOCKET as u16 / 2;
 
 /// Runs the driver.
 pub fn run(args: &AfxdpArgs) -> Result<(), Error> {
@@ -96,8 +96,8 @@ pub fn measure(args: &AfxdpArgs) -> Result<Measurement, Error> {
         return Err(Error::Refused("--flows must be 1 to 64511".into()));
     }
     let load = args.load.load(args.lost_after)?;
-    if u32::from(load.depth) > FRAMES / 2 {
-        return Err(Error::Refused("--depth and --window must be at most 1024".into()));
+    if load.depth > DEPTH {
+        return Err(Error::Refused(format!("--depth and --window must be at most {DEPTH}")));
     }
     let mut pass = Pass::open(args, load.depth)?;
     let pace = args.load.pace_text();
@@ -131,7 +131,8 @@ struct Pass {
 
 impl Pass {
     fn open(args: &AfxdpArgs, depth: u16) -> Result<Pass, Error> {
-        let memory = || Umem::new(FRAMES).map_err(Error::system("cannot map frame memory"));
+        let memory =
+            || Umem::new(FRAMES_PER_SOCKET).map_err(Error::system("cannot map frame memory"));
         let (out_umem, back_umem) = (memory()?, memory()?);
         let (netns, rx_netns) = (args.netns.as_deref(), args.rx_netns.as_deref());
         let out = netns::within(netns, || XdpSocket::open(&args.tx, &out_umem, None))?;
@@ -300,7 +301,7 @@ mod tests {
         let _pins = Pins;
         let bed = NetBed::new().unwrap();
         // The ceiling: interfaces that face each other, at both ends of sizes and depths.
-        for (depth, frame) in [(1, 64), (1024, 64), (16, 1514)] {
+        for (depth, frame) in [(1, 64), (DEPTH, 64), (16, 1514)] {
             passes(&measure(&AfxdpArgs { frame, ..args(&bed, "c0", "c1", depth) }).unwrap());
         }
         {
@@ -337,12 +338,12 @@ mod tests {
             (63, 1, 1, "--frame"),
             (3401, 1, 1, "--frame"),
             (64, 0, 1, "--flows"),
-            (64, 1, 1025, "--depth"),
+            (64, 1, DEPTH + 1, "--depth"),
         ] {
             assert!(said(&bed_free(frame, flows, depth)).contains(word), "{word}");
         }
         // At the limits it gets as far as the interface that is not there.
-        for (frame, depth) in [(64, 1024), (3400, 1)] {
+        for (frame, depth) in [(64, DEPTH), (3400, 1)] {
             assert!(said(&bed_free(frame, 1, depth)).contains("`none0`"));
         }
     }

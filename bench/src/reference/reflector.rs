@@ -1,7 +1,7 @@
 //! A bare AF_XDP reflector: what comes in on one interface goes out on the other, untouched, from
 //! one spinning thread. The least that any device between two AF_XDP ports can cost.
 
-use super::xdp_socket::{Umem, XdpSocket};
+use super::xdp_socket::{FRAMES_PER_SOCKET, Umem, XdpSocket};
 use super::{OtherSide, is_over, now_and_then};
 use crate::error::Error;
 use crate::machine::{netns, own_name, pin};
@@ -28,8 +28,6 @@ pub struct ReflectorArgs {
     pub core: Option<usize>,
 }
 
-/// Frames that each direction can hold.
-const FRAMES_PER_SIDE: u32 = 2048;
 /// Frames moved before sending is asked for, as Outboard's bursts.
 const BURST: usize = 32;
 
@@ -88,13 +86,12 @@ impl Reflector {
     /// Opens both sockets over one memory; the interfaces lie in `netns`.
     pub fn open(a: &str, b: &str, netns: Option<&str>) -> Result<Reflector, Error> {
         netns::within(netns, || {
-            let umem =
-                Umem::new(2 * FRAMES_PER_SIDE).map_err(Error::system("cannot map frame memory"))?;
+            let umem = Umem::new(2 * FRAMES_PER_SOCKET)
+                .map_err(Error::system("cannot map frame memory"))?;
             let mut a = Steered::open(a, &umem, None)?;
             let mut b = Steered::open(b, &umem, Some(&a.socket))?;
             for (index, addr) in umem.frames().enumerate() {
                 let side = if index % 2 == 0 { &mut a } else { &mut b };
-                // The rings hold 2 048 each: exactly half of the frames.
                 assert!(side.socket.give(addr), "a fill ring is smaller than its frames");
             }
             a.socket.publish_given();
@@ -117,7 +114,10 @@ impl Reflector {
 /// again by the side they came from.
 fn forward(from: &mut XdpSocket, to: &mut XdpSocket) {
     let mut returned = false;
-    to.complete(|addr| returned |= from.give(addr));
+    to.complete(|addr| {
+        assert!(from.give(addr), "a fill ring is smaller than its frames");
+        returned = true;
+    });
     if returned {
         from.publish_given();
     }

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 /// Size of a frame.
 pub const FRAME_BYTES: u64 = 4096;
 /// Entries of every ring.
-pub const RING_ENTRIES: u32 = 2048;
+const RING_ENTRIES: u32 = 2048;
+/// Frames that may go through one socket's rings. The kernel tells only now and then how far it
+/// has come in a ring: entries it has used but not told count twice.
+pub const FRAMES_PER_SOCKET: u32 = RING_ENTRIES / 2;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h (6.17): frames sent by one system call.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
