@@ -1,5 +1,6 @@
 //! Both engines against each other, against a recorded Linux session, and against hostile peers.
 
+mod bad_targets;
 mod ends;
 mod golden;
 mod hostile;

@@ -313,9 +313,11 @@ impl Connection {
         }
     }
 
-    /// Sends what the socket takes; slots that end with it give their memory back.
-    pub fn send(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<(), End> {
-        let Some(socket) = &self.socket else { return Ok(()) };
+    /// Sends what the socket takes, and whether it took something; slots that end with it give
+    /// their memory back.
+    pub fn send(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<bool, End> {
+        let Some(socket) = &self.socket else { return Ok(false) };
+        let mut has_sent = false;
         for _ in 0..CALLS {
             if !self.target.has_output() {
                 break;
@@ -336,6 +338,7 @@ impl Connection {
             }
             match gather.send(socket.as_fd()) {
                 Ok(sent) => {
+                    has_sent = true;
                     self.active_ns = if self.is_connected() { now_ns } else { self.active_ns };
                     let slots = &mut self.slots;
                     self.target.sent(sent, |slot| {
@@ -347,7 +350,7 @@ impl Connection {
                 Err(_) => return Err(End::Socket),
             }
         }
-        Ok(())
+        Ok(has_sent)
     }
 
     /// Keeps epoll to what the connection can go on with, so that nobody is woken in vain.

@@ -144,6 +144,8 @@ pub struct Export {
     pool: Pool,
     /// Commands that the volume had no room for, by `Tag::slot`.
     backlog: VecDeque<u16>,
+    /// Memory or room in an outbox became free since held connections were last looked at.
+    has_freed: bool,
     doorway: Receiver<TcpStream>,
     bell: Arc<EventFd>,
     epoll: OwnedFd,
@@ -197,6 +199,7 @@ impl Export {
             hot: ArrayVec::new(),
             pool: Pool::new(config.connections, config.shared_frames, free),
             backlog: VecDeque::with_capacity(usize::from(config.connections) * usize::from(slots)),
+            has_freed: false,
             doorway,
             bell: Arc::clone(&bell),
             epoll,
@@ -235,7 +238,8 @@ impl Export {
             self.looked_ns = now_ns;
             moved += self.look(now_ns, volume);
         }
-        // Memory or room in an outbox that has become free lets held connections go on.
+        // What has become free lets held connections go on.
+        self.has_freed = false;
         for at in (0..self.live.len()).rev() {
             let index = self.live[at];
             if self.connections[usize::from(index)].is_held() {
@@ -264,9 +268,9 @@ impl Export {
         for at in (0..self.live.len()).rev() {
             let index = self.live[at];
             let connection = &mut self.connections[usize::from(index)];
-            let outcome = connection
-                .send(now_ns, &mut self.pool, index)
-                .and_then(|()| connection.watch(index, &self.epoll));
+            let sent = connection.send(now_ns, &mut self.pool, index);
+            self.has_freed |= sent == Ok(true);
+            let outcome = sent.and_then(|_| connection.watch(index, &self.epoll));
             let is_over = connection.is_failed() && !connection.has_output();
             match outcome {
                 Err(end) => self.close(index, end),
@@ -278,7 +282,9 @@ impl Export {
 
     /// Whether something waits that only polling finds; then do not sleep.
     pub fn is_busy(&self) -> bool {
-        !self.backlog.is_empty() || !self.doorway.is_empty()
+        let is_held = |index: &u16| self.connections[usize::from(*index)].is_held();
+        let can_go_on = self.has_freed && self.live.iter().any(is_held);
+        can_go_on || !self.backlog.is_empty() || !self.doorway.is_empty()
     }
 
     /// The descriptor that becomes readable when a round may find something.
@@ -445,6 +451,7 @@ impl Export {
     fn end(&mut self, index: u16, slot: u16, status: StatusCode) {
         let connection = &mut self.connections[usize::from(index)];
         connection.end(slot, status, index, &mut self.pool);
+        self.has_freed |= !connection.is_open();
     }
 
     fn tick(&mut self, now_ns: u64) {
@@ -465,6 +472,7 @@ impl Export {
         self.hot.retain(|hot| *hot != index);
         let connection = &mut self.connections[usize::from(index)];
         connection.close(index, &mut self.pool, &mut self.subsystem, &self.epoll);
+        self.has_freed = true;
         self.counters.connections.set(self.live.len() as u64);
     }
 }

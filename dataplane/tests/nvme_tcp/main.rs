@@ -1,172 +1,19 @@
 //! NVMe/TCP over real loopback connections: an export of a memory volume, remote volumes, and
 //! peers that misbehave.
 
+mod hosts;
+mod server;
+
 use outboard::clock::now_ns;
-use outboard::control::connect::Connector;
-use outboard::control::listen::Listener;
-use outboard::volume::export::{
-    CONNECT_TIMEOUT_NS, End, Export, ExportConfig, ExportCounters, MAX_UNCONNECTED,
-};
-use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag};
-use outboard_dma::{Frame, FreeList, Region, Segment};
+use outboard::volume::export::{CONNECT_TIMEOUT_NS, End, MAX_UNCONNECTED};
+use outboard::volume::{BlockDevice, Dones, Op, Remote, Status};
+use outboard_dma::{Frame, Segment};
 use outboard_rdma::nvmf::Fault;
-use outboard_rdma::nvmf::identify::Identity;
 use outboard_sim::Rng;
+use server::{BLOCKS, Client, NQN, Server, identity, until};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-const NQN: &str = "nqn.2025-01.io.outboard:test";
-const BLOCKS: u64 = 2048;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A worker that serves one memory volume, on a thread.
-struct Server {
-    listener: Listener,
-    counters: Arc<ExportCounters>,
-    stop: Arc<AtomicBool>,
-    /// Nanoseconds that the worker's time is ahead of the clock: timeouts pass without waiting.
-    ahead_ns: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-fn identity(byte: u8) -> Identity {
-    Identity { nguid: [byte; 16], uuid: [0; 16] }
-}
-
-fn config(connections: u16, identity: Identity) -> ExportConfig {
-    ExportConfig {
-        nqn: NQN.into(),
-        serial: "1".into(),
-        identity,
-        owner: 3,
-        connections,
-        shared_frames: 64,
-    }
-}
-
-impl Server {
-    fn start(address: SocketAddr, identity: Identity) -> Server {
-        let geometry = Geometry { block_bytes: 512, blocks: BLOCKS, read_only: false };
-        let mut mem = Mem::new(geometry, false).unwrap();
-        let config = config(32, identity);
-        let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
-        let (mut export, door) = Export::new(&config, &mem, &mut free).unwrap();
-        assert_eq!(free.len(), 0);
-        let counters = export.counters();
-        let stop = Arc::new(AtomicBool::new(false));
-        let ahead_ns = Arc::new(AtomicU64::new(0));
-        let (stopped, ahead) = (Arc::clone(&stop), Arc::clone(&ahead_ns));
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let now = now_ns() + ahead.load(Ordering::Relaxed);
-                if turn(now, &mut export, &mut mem) == 0 {
-                    std::thread::yield_now();
-                }
-            }
-            while !export.close_all(&mut free) {
-                turn(now_ns(), &mut export, &mut mem);
-            }
-            assert_eq!(free.len(), config.frames() as usize, "frames were lost");
-        });
-        let listener = Listener::start(address, door).unwrap();
-        Server { listener, counters, stop, ahead_ns, thread: Some(thread) }
-    }
-
-    fn new() -> Server {
-        Server::start("127.0.0.1:0".parse().unwrap(), identity(1))
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.listener.address()
-    }
-}
-
-fn turn(now: u64, export: &mut Export, mem: &mut Mem) -> usize {
-    let mut moved = export.poll(now, mem);
-    let mut done = Dones::new();
-    mem.reap(now, &mut done);
-    moved += done.len();
-    for done in done {
-        assert_eq!(done.tag.owner, 3);
-        export.complete(done);
-    }
-    export.flush(now);
-    moved
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let outcome = self.thread.take().map(JoinHandle::join);
-        if !std::thread::panicking() {
-            outcome.unwrap().unwrap();
-        }
-    }
-}
-
-/// A remote volume with memory for its I/Os.
-struct Client {
-    remote: Remote,
-    connector: Connector,
-    free: FreeList,
-}
-
-impl Client {
-    fn new(address: SocketAddr) -> Client {
-        let (remote, connector) = Remote::connect(address, NQN, 1).unwrap();
-        let free = Region::new(4096).unwrap().carve(4096).unwrap();
-        Client { remote, connector, free }
-    }
-
-    fn submit(&mut self, slot: u16, op: Op, lba: u64, segments: &[Segment]) {
-        let tag = Tag { owner: 9, slot };
-        let io = Io { tag, op, offset_bytes: lba * 512, segments };
-        self.remote.submit(now_ns(), &io).unwrap();
-    }
-
-    fn reap(&mut self) -> Dones {
-        let start = Instant::now();
-        let mut done = Dones::new();
-        while done.is_empty() {
-            self.remote.reap(now_ns(), &mut done);
-            assert!(start.elapsed() < PATIENCE, "{} in flight", self.remote.in_flight());
-            std::thread::yield_now();
-        }
-        done
-    }
-
-    fn run(&mut self, op: Op, lba: u64, segments: &[Segment]) -> Status {
-        self.submit(1, op, lba, segments);
-        let done = self.reap();
-        assert_eq!(done.len(), 1);
-        done[0].status
-    }
-
-    /// Writes one block, reads it back into other memory, and compares.
-    fn check(&mut self, lba: u64, fill: u8) {
-        let (mut from, mut to) = (self.free.take().unwrap(), self.free.take().unwrap());
-        from.bytes_mut()[..512].fill(fill);
-        let (out, into) =
-            (Segment::of_frame(&mut from, 0, 512), Segment::of_frame(&mut to, 7, 512));
-        assert_eq!(self.run(Op::Write, lba, &[out]), Status::Ok);
-        assert_eq!(self.run(Op::Read, lba, &[into]), Status::Ok);
-        assert_eq!(to.bytes()[7..519], [fill; 512]);
-        self.free.give(from);
-        self.free.give(to);
-    }
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
 
 /// An I/O of the random run.
 struct Flight {
