@@ -120,12 +120,13 @@ impl Findings {
         }
     }
 
-    /// Adds a remark to an id, once.
+    /// Adds a remark to an id. It replaces one that begins with the same word: one of a kind is
+    /// enough to know.
     fn remark(&mut self, id: &'static str, text: &str) {
-        let found = self.found.entry(id).or_default();
-        if !found.remarks.iter().any(|known| known == text) {
-            found.remarks.push(text.to_owned());
-        }
+        let kind = |text: &str| text.split(' ').next().map(str::to_owned);
+        let remarks = &mut self.found.entry(id).or_default().remarks;
+        remarks.retain(|known| kind(known) != kind(text));
+        remarks.push(text.to_owned());
     }
 
     /// Runs a part of the suite. When it fails, its ids say why and the other parts go on; only an
@@ -139,12 +140,7 @@ impl Findings {
             Err(error) if error.is_interrupt() => Err(error),
             Err(error) => {
                 eprintln!("  failed: {error}");
-                for id in ids {
-                    // One failure of a part is enough to know.
-                    let found = self.found.entry(*id).or_default();
-                    found.remarks.retain(|remark| !remark.starts_with("failed: "));
-                    self.remark(id, &format!("failed: {error}"));
-                }
+                ids.iter().for_each(|id| self.remark(id, &format!("failed: {error}")));
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -296,8 +292,9 @@ mod tests {
         let m = Measurement { path: "Outboard".into(), group: "g".into(), ..<_>::default() };
         all.add("rss-mib", 180.0, &m);
         all.add("switch-hit-ns", 41.0, &m);
-        all.remark("switch-hit-ns", "why");
-        all.remark("switch-hit-ns", "why");
+        all.remark("switch-hit-ns", "void: once");
+        all.remark("switch-hit-ns", "unsteady machine");
+        all.remark("switch-hit-ns", "void: again");
         all.keep(m.clone());
         all.keep(Measurement { errors: 7, ..m });
         let report = report("net", all);
@@ -318,7 +315,7 @@ mod tests {
             (&true.into(), &180.0.into())
         );
         assert_eq!(row("switch-hit-ns")["met"], false);
-        assert_eq!(row("switch-hit-ns")["cause"], "why");
+        assert_eq!(row("switch-hit-ns")["cause"], "unsteady machine; void: again");
         assert_eq!(row("net-p50-vs-kernel")["value"], Value::Null);
         let back: Report = serde_json::from_value(json).unwrap();
         assert_eq!(back, report);
