@@ -136,7 +136,7 @@ pub struct Volume {
     pub name: String,
     /// The worker (index) that owns it, its disks and its exports.
     pub worker: u16,
-    /// Bytes per block: 512 or 4096.
+    /// Bytes per block: 512 or 4096; 0 for a remote volume: what its target has.
     pub block_bytes: u32,
     /// Whether writes are refused.
     pub read_only: bool,

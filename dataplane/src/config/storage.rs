@@ -66,7 +66,8 @@ fn read_volume(mut section: Section, names: &mut Names, shared: &mut Shared) -> 
     names.declare("volume", &name, sink);
     let kind = section.required("kind", "\"file\"", sink, value::choice(KINDS));
     let block = section.optional("block_bytes", sink, value::number(512..=4096));
-    let block_bytes = block.as_ref().map_or(BLOCK_SIZES[0], |block| block.value);
+    let given = block.as_ref().map(|block| block.value);
+    let block_bytes = given.unwrap_or(BLOCK_SIZES[0]);
     if let Some(block) = block.filter(|block| !BLOCK_SIZES.contains(&block.value)) {
         let what = format!("`block_bytes` of [[volume]] is {}", block.value);
         sink.push(block.span, what, "want 512 or 4096");
@@ -94,7 +95,10 @@ fn read_volume(mut section: Section, names: &mut Names, shared: &mut Shared) -> 
     Some(Volume {
         name: name?.value,
         worker: worker.map_or(0, |worker| worker.value as u16),
-        block_bytes: block_bytes as u32,
+        block_bytes: match kind {
+            Some(Kind::Remote) => given.unwrap_or(0) as u32,
+            _ => block_bytes as u32,
+        },
         read_only,
         backing: backing?,
     })

@@ -112,9 +112,10 @@ fn open(wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError
             let (remote, connector) = Remote::connect(*address, nqn, *nsid)
                 .map_err(|source| StoreError::Remote { name: name(), source })?;
             let found = remote.geometry().block_bytes;
-            if found != block_bytes {
+            if block_bytes != 0 && found != block_bytes {
                 return Err(StoreError::BlockSize { name: name(), configured: block_bytes, found });
             }
+            let remote = if read_only { remote.read_only() } else { remote };
             Ok((Volume::Remote(remote), Some(connector)))
         }
     }

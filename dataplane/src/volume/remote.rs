@@ -214,6 +214,12 @@ impl Remote {
         Ok((remote, control))
     }
 
+    /// The volume, refusing writes whatever the target allows.
+    pub fn read_only(mut self) -> Remote {
+        self.geometry.read_only = true;
+        self
+    }
+
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         self.link.is_some()
