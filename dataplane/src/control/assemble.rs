@@ -1,10 +1,11 @@
 //! Makes everything that a plan names, in an order that leaves nothing behind on failure: what
 //! was made is dropped, XDP programs are detached. No worker runs yet.
 
+use super::netlink;
 use super::run::RunError;
 use crate::bell::Bell;
 use crate::config::Plan;
-use crate::config::plan::{Role, WaitMode};
+use crate::config::plan::{Port, Role, WaitMode};
 use crate::counters::PortCounters;
 use crate::packet::PortId;
 use crate::port::AnyPort;
@@ -148,6 +149,7 @@ fn open_port(
     })?;
     let id = PortId(index as u16);
     let mut sockets = || {
+        check_queues(port)?;
         for (queue, worker) in port.queues.iter().enumerate() {
             let opened = AfXdp::open(AfXdpConfig {
                 interface: &port.interface,
@@ -177,6 +179,22 @@ fn open_port(
             detach(vec![steering]);
             Err(error)
         }
+    }
+}
+
+/// Packets on queues that nobody reads would be lost.
+fn check_queues(port: &Port) -> Result<(), RunError> {
+    // Where the kernel does not tell, the program counts those packets as `no_socket`.
+    let found = netlink::receive_queues(&port.interface).ok().flatten();
+    let wanted = port.queues.len() as u32;
+    match found {
+        Some(found) if found > wanted => Err(RunError::Queues {
+            port: port.name.clone(),
+            interface: port.interface.clone(),
+            found,
+            wanted,
+        }),
+        _ => Ok(()),
     }
 }
 

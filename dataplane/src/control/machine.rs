@@ -1,7 +1,8 @@
 //! What a plan needs of this machine and a file cannot tell.
 
 use crate::config::Plan;
-use rustix::process::{Resource, getrlimit};
+use crate::config::plan::Backing;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CpuSet, capabilities, sched_getaffinity};
 
 /// Why this machine cannot run a plan.
@@ -35,6 +36,17 @@ pub enum MachineError {
         /// The capabilities' names.
         missing: String,
     },
+    /// The plan's memory is touched at start: without this check the kernel would kill somebody.
+    #[error(
+        "the plan needs {needed_mib} MiB of memory (`region_mib` in [runtime] and volumes of \
+         `kind = \"mem\"`), of which {available_mib} MiB are available; lower one of them"
+    )]
+    Memory {
+        /// Frames and volumes.
+        needed_mib: u64,
+        /// What the kernel has without swapping.
+        available_mib: u64,
+    },
     /// Frame memory cannot be registered with the kernel.
     #[error(
         "the frame memory of {region_mib} MiB exceeds the limit of {limit_mib} MiB of locked \
@@ -51,6 +63,9 @@ pub enum MachineError {
 /// Checks everything that can be checked before something is made.
 pub fn check(plan: &Plan) -> Result<(), MachineError> {
     check_cores(plan)?;
+    let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    check_memory(plan, &about)?;
+    raise_descriptor_limit();
     if plan.ports.is_empty() { Ok(()) } else { check_privileges(plan) }
 }
 
@@ -64,6 +79,29 @@ fn check_cores(plan: &Plan) -> Result<(), MachineError> {
     missing.map_or(Ok(()), |(worker, found)| {
         Err(MachineError::NoCore { worker, core: found.core, usable: ranges(&usable) })
     })
+}
+
+/// Checks the plan's memory against the text of /proc/meminfo; where that does not tell, nothing.
+fn check_memory(plan: &Plan, about: &str) -> Result<(), MachineError> {
+    let line = about.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let Some(available_mib) = kib.map(|kib| kib >> 10) else { return Ok(()) };
+    let volumes = plan.volumes.iter().map(|volume| match volume.backing {
+        Backing::Mem { bytes } => bytes >> 20,
+        _ => 0,
+    });
+    let needed_mib = volumes.fold(plan.runtime.region_mib.into(), u64::saturating_add);
+    match needed_mib > available_mib {
+        true => Err(MachineError::Memory { needed_mib, available_mib }),
+        false => Ok(()),
+    }
+}
+
+/// Sockets, eventfds and maps of many ports and disks are more than the usual 1024 descriptors.
+fn raise_descriptor_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Refused, it stays as it was, and what does not fit is told where it fails.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Checks what AF_XDP ports need. Where the kernel does not tell, attaching will.
@@ -116,6 +154,20 @@ mod tests {
     fn cores_are_listed_as_people_write_them() {
         assert_eq!(ranges(&[3]), "core 3");
         assert_eq!(ranges(&[0, 1, 2, 3, 6, 8, 9]), "cores 0-3, 6, 8-9");
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_not_touched() {
+        let text = "name = 'a'\n[runtime]\nregion_mib = 100\n\
+                    [[volume]]\nname = 'm'\nkind = 'mem'\nsize = '924MiB'\n";
+        let plan = crate::config::parse("a.toml", text.as_bytes()).unwrap();
+        let with =
+            |kib: u64| check_memory(&plan, &format!("MemFree: 1 kB\nMemAvailable: {kib} kB"));
+        with(1 << 20).unwrap();
+        let error = with((1 << 20) - 1).unwrap_err().to_string();
+        assert!(error.starts_with("the plan needs 1024 MiB of memory"), "{error}");
+        assert!(error.contains("1023 MiB are available"), "{error}");
+        check_memory(&plan, "").unwrap();
     }
 
     #[test]

@@ -53,6 +53,22 @@ pub enum RunError {
         /// Its interface.
         interface: String,
     },
+    /// An interface has queues that no worker would read.
+    #[error(
+        "the interface {interface} of \"{port}\" receives on {found} queues, the configuration \
+         names {wanted}, and packets on the others would be lost; give it `queues = {found}`, or \
+         run `ethtool -L {interface} rx {wanted}` (`combined {wanted}` for most NICs)"
+    )]
+    Queues {
+        /// The port or uplink.
+        port: String,
+        /// Its interface.
+        interface: String,
+        /// Receive queues of the interface.
+        found: u32,
+        /// Queues of the port.
+        wanted: u32,
+    },
     /// An AF_XDP socket could not be opened.
     #[error(transparent)]
     Socket(#[from] XskError),

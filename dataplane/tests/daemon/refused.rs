@@ -56,6 +56,9 @@ fn what_the_machine_lacks() {
         "queues = 2\nname = 'red'\ninterface",
         "ethtool -l red",
     );
+    let two = "receives on 2 queues, the configuration names 1, and packets on the others would";
+    world.a.netns.ip("link add two numrxqueues 2 numtxqueues 2 type veth peer name two-peer");
+    refuse(&world, red, "interface = 'two'", two);
     run_refused(&world, "network namespace \"no-such\"", &["--netns", "no-such"]);
     run_refused(&world, "is not a network namespace", &["--netns", "/proc/self/ns/uts"]);
     // In the namespace of the test nothing of all that exists.
@@ -94,6 +97,7 @@ fn volumes(world: &World) {
     refuse(world, ram, &file(&missing, ""), "volume `ram`: ");
     let path = world.scratch.0.join("file").display().to_string();
     refuse(world, ram, &file(&path, ""), "volume `ram`: ");
-    refuse(world, ram, "kind = 'mem'\nsize = '1000TiB'\n", "volume `ram`: ");
+    let words = "MiB are available; lower one of them";
+    refuse(world, ram, "kind = 'mem'\nsize = '1000TiB'\n", words);
     assert!(!std::path::Path::new(&missing).exists());
 }

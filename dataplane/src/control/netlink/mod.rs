@@ -14,6 +14,12 @@ pub use netns::{Netns, NetnsError};
 
 use std::io;
 
+/// The queues that an interface in the namespace of the calling thread receives on; `None` when
+/// its driver does not tell.
+pub fn receive_queues(interface: &str) -> io::Result<Option<u32>> {
+    offload::receive_queues(interface)
+}
+
 /// Which of the links with these numbers are up and have their carrier, in the namespace of the
 /// calling thread.
 pub fn are_up(indices: impl Iterator<Item = u32>) -> io::Result<Vec<bool>> {

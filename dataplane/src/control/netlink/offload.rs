@@ -1,5 +1,5 @@
-//! Switching a link's offloads off, over the kernel's ethtool netlink family
-//! (Documentation/networking/ethtool-netlink.rst).
+//! Switching a link's offloads off and counting its queues, over the kernel's ethtool netlink
+//! family (Documentation/networking/ethtool-netlink.rst).
 //!
 //! A tenant's kernel leaves checksums and segmentation to its interface. What arrives over AF_XDP
 //! would then carry half a checksum, or be too large: so the tenant's end must do both itself.
@@ -20,6 +20,10 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 // linux/ethtool_netlink.h
 const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
 const ETHTOOL_MSG_FEATURES_SET: u8 = 12;
+const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
+const ETHTOOL_A_CHANNELS_HEADER: u16 = 1;
+const ETHTOOL_A_CHANNELS_RX_COUNT: u16 = 6;
+const ETHTOOL_A_CHANNELS_COMBINED_COUNT: u16 = 9;
 const ETHTOOL_A_FEATURES_HEADER: u16 = 1;
 const ETHTOOL_A_FEATURES_WANTED: u16 = 3;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
@@ -58,6 +62,30 @@ pub(super) fn switch_off(interface: &str) -> io::Result<()> {
         nested(ETHTOOL_A_FEATURES_WANTED, &[nested(ETHTOOL_A_BITSET_BITS, &bits)]),
     ];
     netlink.change(Generic { family, command: ETHTOOL_MSG_FEATURES_SET, attributes }, 0)
+}
+
+/// The queues that a link of this thread's namespace receives on; `None` when its driver does not
+/// tell.
+pub(super) fn receive_queues(interface: &str) -> io::Result<Option<u32>> {
+    let mut netlink = Netlink::<Generic>::new(protocols::NETLINK_GENERIC)?;
+    let family = family(&mut netlink, "ethtool")?;
+    let header = [text(ETHTOOL_A_HEADER_DEV_NAME, interface)];
+    let attributes = vec![nested(ETHTOOL_A_CHANNELS_HEADER, &header)];
+    let request = Generic { family, command: ETHTOOL_MSG_CHANNELS_GET, attributes };
+    match netlink.get(request) {
+        Ok(answer) => Ok(Some(count_receiving(&answer.attributes))),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The receive queues in the answer to ETHTOOL_MSG_CHANNELS_GET: those that only receive and those
+/// that do both.
+fn count_receiving(attributes: &[Attribute]) -> u32 {
+    let counts = [ETHTOOL_A_CHANNELS_RX_COUNT, ETHTOOL_A_CHANNELS_COMBINED_COUNT];
+    let counts = attributes.iter().filter(|attribute| counts.contains(&attribute.kind));
+    let numbers = counts.filter_map(|count| count.value.as_slice().try_into().ok());
+    numbers.map(u32::from_ne_bytes).fold(0, u32::saturating_add)
 }
 
 /// Whether a feature, by its name in the kernel's string set, leaves work on a packet to the
@@ -184,6 +212,17 @@ mod tests {
         for name in ["rx-checksum", "rx-gro", "tx-scatter-gather", "tx-vlan-hw-insert"] {
             assert!(!must_be_off(name), "{name}");
         }
+    }
+
+    #[test]
+    fn queues_that_receive_are_counted() {
+        let count = |kind, count: u32| Attribute { kind, value: count.to_ne_bytes().to_vec() };
+        // Maxima (2 to 5) and transmit queues (7) do not count, nor does what is not a number.
+        let mut all: Vec<_> = (2..=9).map(|kind| count(kind, 10 + u32::from(kind))).collect();
+        assert_eq!(count_receiving(&all), 16 + 19);
+        all.push(Attribute { kind: ETHTOOL_A_CHANNELS_RX_COUNT, value: vec![1] });
+        assert_eq!(count_receiving(&all), 16 + 19);
+        assert_eq!(count_receiving(&[]), 0);
     }
 
     #[test]
