@@ -13,7 +13,7 @@ use outboard::port::peer::Peer;
 use outboard::port::test::TestPort;
 use outboard::switch::{NextHop, Seed, Switch, Tables};
 use outboard::worker::{
-    Exit, Fittings, Message, Network, Queue, Storage, Waiting, Worker, WorkerCounters,
+    Exit, Fittings, Message, Network, Queue, Retired, Storage, Waiting, Worker, WorkerCounters,
 };
 use outboard_dma::{Chain, CountingAllocator, FreeList, Region};
 use outboard_sim::Rng;
@@ -63,7 +63,7 @@ const FAR_END: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 struct Made {
     worker: Worker,
     mailbox: Sender<Message>,
-    retired: Receiver<Arc<Tables>>,
+    retired: Receiver<Retired>,
     counters: Vec<Arc<PortCounters>>,
 }
 

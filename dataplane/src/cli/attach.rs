@@ -10,7 +10,8 @@ use std::path::PathBuf;
 /// Makes a veth pair: one end is the port's interface on this host, the other the container's,
 /// with the MAC address, address, MTU and default route of the port, and without transmit
 /// offloads (Outboard takes whole packets with whole checksums). Attach before the daemon starts:
-/// it needs the interface. Attaching again repairs the settings; what fails leaves nothing behind.
+/// it needs the interface. When a container was made anew, attach it again: a daemon that runs
+/// takes the new interface. Attaching twice repairs the settings; what fails leaves nothing behind.
 #[derive(Debug, Args)]
 pub struct Attach {
     /// The configuration that has the port

@@ -13,7 +13,7 @@ use crate::port::afxdp::{AfXdp, AfXdpConfig};
 use crate::port::peer::Peer;
 use crate::switch::{Seed, Switch, SwitchCounters, Tables};
 use crate::worker::{
-    Exit, Fittings, Message, Network, Queue, Storage, Waiting, Worker, WorkerCounters,
+    Exit, Fittings, Message, Network, Queue, Retired, Storage, Waiting, Worker, WorkerCounters,
 };
 use crossbeam::channel::{Receiver, Sender, bounded};
 use outboard_dma::{FreeList, Region, RingSizes};
@@ -31,8 +31,8 @@ pub const VXLAN_PORT: u16 = 4789;
 pub struct Handle {
     /// Messages to it.
     pub mailbox: Sender<Message>,
-    /// Tables that it no longer uses.
-    pub retired: Receiver<Arc<Tables>>,
+    /// What it no longer uses.
+    pub retired: Receiver<Retired>,
     /// What wakes it.
     pub bell: Arc<Bell>,
     /// What it counts about itself.
@@ -68,10 +68,15 @@ pub fn assemble(
         plan.workers.iter().map(|_| plan.ports.iter().map(|_| Arc::default()).collect()).collect();
     let mut steering = Vec::new();
     let mut queues: Vec<Vec<Queue>> = plan.workers.iter().map(|_| Vec::new()).collect();
-    for index in 0..plan.ports.len() {
-        let made = open_port(plan, index, pins, region, &counters, &mut queues);
-        match made {
-            Ok(program) => steering.push(program),
+    for (index, port) in plan.ports.iter().enumerate() {
+        let writer = |worker: u16| Arc::clone(&counters[usize::from(worker)][index]);
+        match open_port(plan, index, pins, region, writer) {
+            Ok((program, opened)) => {
+                steering.push(program);
+                for (worker, way) in port.queues.iter().zip(opened) {
+                    queues[usize::from(*worker)].push(Queue::new(PortId(index as u16), way));
+                }
+            }
             Err(error) => {
                 detach(steering);
                 return Err(error);
@@ -126,15 +131,15 @@ pub fn detach(steering: Vec<Steering>) {
     }
 }
 
-/// Attaches the program of port `index` and opens a socket on each of its queues.
-fn open_port(
+/// Attaches the program of port `index` and opens a socket on each of its queues, in their order;
+/// `counters` gives a worker's own counts of the port.
+pub fn open_port(
     plan: &Plan,
     index: usize,
     pins: &Path,
     region: &'static Region,
-    counters: &[Vec<Arc<PortCounters>>],
-    queues: &mut [Vec<Queue>],
-) -> Result<Steering, RunError> {
+    counters: impl Fn(u16) -> Arc<PortCounters>,
+) -> Result<(Steering, Vec<AnyPort>), RunError> {
     let port = &plan.ports[index];
     let program = match port.role {
         Role::Tenant(_) => Program::Tenant,
@@ -147,39 +152,47 @@ fn open_port(
         }
         (error, _) => error.into(),
     })?;
-    let id = PortId(index as u16);
     let mut sockets = || {
         check_queues(port)?;
+        let mut opened = Vec::new();
         for (queue, worker) in port.queues.iter().enumerate() {
-            let opened = AfXdp::open(AfXdpConfig {
+            let way = AfXdp::open(AfXdpConfig {
                 interface: &port.interface,
                 queue: queue as u32,
                 region,
                 rings: ring_sizes(plan, region),
-                port: id,
-                counters: Arc::clone(&counters[usize::from(*worker)][index]),
+                port: PortId(index as u16),
+                counters: counters(*worker),
             })?;
-            if let Some(socket) = opened.socket() {
+            if let Some(socket) = way.socket() {
                 steering.set_socket(queue as u32, socket)?;
             }
-            let copy = if opened.zero_copy() { "zero-copy" } else { "copy" };
+            let copy = if way.zero_copy() { "zero-copy" } else { "copy" };
             tracing::info!(
                 "port {}: queue {queue} of {} on worker {worker}, {} XDP, {copy}",
                 port.name,
                 port.interface,
                 steering.mode().name()
             );
-            queues[usize::from(*worker)].push(Queue::new(id, AnyPort::AfXdp(opened)));
+            opened.push(AnyPort::AfXdp(way));
         }
-        Ok(())
+        Ok(opened)
     };
     match sockets() {
-        Ok(()) => Ok(steering),
+        Ok(opened) => Ok((steering, opened)),
         Err(error) => {
             detach(vec![steering]);
             Err(error)
         }
     }
+}
+
+/// The place of a port's queue among the queues of the worker that owns it.
+pub fn place(plan: &Plan, port: usize, queue: usize) -> u16 {
+    let owner = plan.ports[port].queues[queue];
+    let before = plan.ports[..port].iter().flat_map(|port| &port.queues);
+    let before = before.chain(&plan.ports[port].queues[..queue]);
+    before.filter(|worker| **worker == owner).count() as u16
 }
 
 /// Packets on queues that nobody reads would be lost.

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod listen;
 mod machine;
 pub mod netlink;
+mod ports;
 pub mod run;
 mod snapshot;
 pub mod stats;

@@ -8,6 +8,7 @@ use super::api::{ApiError, Bound};
 use super::assemble::{self, Handle, House};
 use super::machine::{self, MachineError};
 use super::netlink::underlay::UnderlayError;
+use super::ports::Ports;
 use super::snapshot::Snapshot;
 use super::stores::{self, StoreError};
 use super::ways::Ways;
@@ -131,11 +132,12 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let handles = Arc::new(handles);
     let steering = Arc::new(Mutex::new(steering));
     let snapshot = Snapshot::new(&plan, &handles, &steering, &stores);
+    let mut ports = Ports::new(pins.to_owned(), region, &handles, &steering);
     let outcome = start(&plan, workers, &handles).and_then(|threads| {
         let served = socket.serve(move || snapshot.take());
         if served.is_ok() {
             tracing::info!("{} is ready; stats at {}", plan.name, plan.control_socket.display());
-            supervise(&plan, &mut ways, &handles, &threads, &stop);
+            supervise(&plan, &mut ways, &mut ports, &handles, &threads, &stop);
         }
         let failed = served.err();
         // Guests and hosts leave while the workers still turn and can end their I/O.
@@ -206,23 +208,30 @@ fn start(
     Ok(threads)
 }
 
-/// Follows the kernel's routes until a stop is asked for or a worker has died.
+/// Follows the kernel's routes and interfaces until a stop is asked for or a worker has died.
 fn supervise(
     plan: &Plan,
     ways: &mut Ways,
+    ports: &mut Ports,
     handles: &[Handle],
     threads: &[JoinHandle<Worker>],
     stop: &AtomicBool,
 ) {
+    let mut told = String::new();
     while !stop.load(Ordering::Relaxed) && threads.iter().all(|thread| !thread.is_finished()) {
         match ways.changed(LOOK) {
             Ok(false) => {}
             Ok(true) => publish(&Arc::new(ways.tables(plan)), handles),
             Err(error) => {
-                tracing::warn!("{error}; the next hops stay as they were");
+                let text = format!("{error}; the next hops stay as they were");
+                if text != told {
+                    tracing::warn!("{text}");
+                }
+                told = text;
                 std::thread::sleep(LOOK);
             }
         }
+        ports.follow(plan);
         for handle in handles {
             while handle.retired.try_recv().is_ok() {}
         }

@@ -13,6 +13,7 @@ use crate::bell::Bell;
 use crate::clock;
 use crate::config::plan::WaitMode;
 use crate::counters::Counter;
+use crate::port::AnyPort;
 use crate::switch::Tables;
 use crossbeam::channel::{Receiver, Sender};
 use outboard_dma::{FreeList, PollList};
@@ -34,8 +35,23 @@ const SLEEP_FDS: usize = 1024;
 pub enum Message {
     /// Use these tables from the next packet on.
     Tables(Arc<Tables>),
+    /// Use this instead of the port of that queue, whose interface is gone.
+    Port(u16, Box<AnyPort>),
+    /// Frames that a port which was closed elsewhere had.
+    Frames(Box<FreeList>),
     /// Finish the turn, end everything, return.
     Stop,
+}
+
+/// What a worker no longer uses, for control to free.
+#[derive(Debug)]
+pub enum Retired {
+    /// Tables.
+    Tables(Arc<Tables>),
+    /// A port, to be closed; its frames are the worker's.
+    Port(Box<AnyPort>),
+    /// An empty list.
+    Frames(Box<FreeList>),
 }
 
 /// What a worker counts about itself.
@@ -74,8 +90,8 @@ pub struct Worker {
     free: FreeList,
     share_frames: usize,
     mailbox: Receiver<Message>,
-    /// Old tables go back to control, which frees them.
-    retired: Sender<Arc<Tables>>,
+    /// What it no longer uses goes back to control, which frees it.
+    retired: Sender<Retired>,
     bell: Arc<Bell>,
     waiting: Waiting,
     poll: PollList,
@@ -92,8 +108,8 @@ pub struct Fittings {
     pub share_frames: usize,
     /// Messages from control.
     pub mailbox: Receiver<Message>,
-    /// Old tables on their way to control.
-    pub retired: Sender<Arc<Tables>>,
+    /// What it no longer uses, on the way to control.
+    pub retired: Sender<Retired>,
     /// What wakes it.
     pub bell: Arc<Bell>,
     /// How it waits.
@@ -192,12 +208,26 @@ impl Worker {
         match message {
             Message::Tables(tables) => {
                 let old = self.network.set_tables(tables, now_ns, &mut self.free);
-                // When control is gone there is nobody to free them but us.
-                let _ = self.retired.try_send(old);
+                self.retire(Retired::Tables(old));
+            }
+            Message::Port(queue, mut port) => {
+                std::mem::swap(self.network.port_mut(queue.into()), &mut *port);
+                self.retire(Retired::Port(port));
+            }
+            Message::Frames(mut frames) => {
+                while let Some(frame) = frames.take() {
+                    self.free.give(frame);
+                }
+                self.retire(Retired::Frames(frames));
             }
             Message::Stop => self.stopping = true,
         }
         true
+    }
+
+    fn retire(&self, what: Retired) {
+        // When control is gone there is nobody to free it but us.
+        let _ = self.retired.try_send(what);
     }
 
     fn judge(&self, start_ns: u64, between_ns: u64) {

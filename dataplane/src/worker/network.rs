@@ -128,7 +128,8 @@ impl Network {
         self.peers.iter().flatten().any(Peer::is_waiting)
     }
 
-    /// The way in and out of queue `index`, for whoever is the far side of a port in memory.
+    /// The way in and out of queue `index`: to put another one there, or for whoever is the far
+    /// side of a port in memory.
     pub fn port_mut(&mut self, index: usize) -> &mut AnyPort {
         &mut self.queues[index].port
     }

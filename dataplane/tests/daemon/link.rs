@@ -1,7 +1,9 @@
 //! Interfaces that go down, come up, change and vanish under traffic.
 
+use crate::clean::nothing_is_left;
 use crate::netns::run;
 use crate::process::until;
+use crate::traffic::exchange;
 use crate::wait::workers_sleep;
 use crate::world::{Options, Tenant, World};
 use rustix::process::Signal;
@@ -95,6 +97,40 @@ fn a_tenant_that_vanishes_disturbs_nobody() {
     until("the port is known to be down", || (a.port("blue").mode == "down").then_some(()));
     drop(flow);
     workers_sleep(&a);
-    a.stop(Signal::TERM);
+    assert!(a.log().contains("port blue: its interface blue is gone"), "{}", a.log());
+    // The container starts again, several times: the frames of the old interface come back.
+    for _ in 0..3 {
+        world.a.attach(near);
+        near.reaches(far.address);
+        far.reaches(near.address);
+        exchange(&near.netns, near.address, &far.netns);
+        assert_eq!(a.port("blue").mode, "native");
+        run("ip", &["-n", near.netns.name(), "link", "del", "eth0"]);
+    }
+    world.a.attach(near);
+    far.reaches(near.address);
+    a.stop_having_warned(Signal::TERM);
     b.stop(Signal::TERM);
+    nothing_is_left(&world, &world.a);
+}
+
+#[test]
+fn a_port_of_two_queues_and_an_uplink_are_made_anew() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.b.tenant("red"), world.a.tenant("red"));
+    run("ip", &["-n", near.netns.name(), "link", "del", "eth0"]);
+    world.b.attach(near);
+    far.reaches(near.address);
+    exchange(&near.netns, near.address, &far.netns);
+    world.a.netns.ip("link del veth");
+    world.a.netns.join(&world.b.netns, 1, 9000);
+    for host in [&world.a, &world.b] {
+        host.netns.ip(&format!("address add {}/24 dev veth", host.vtep));
+    }
+    world.all_reach();
+    exchange(&near.netns, near.address, &far.netns);
+    for (daemon, host) in [(a, &world.a), (b, &world.b)] {
+        daemon.stop_having_warned(Signal::TERM);
+        nothing_is_left(&world, host);
+    }
 }

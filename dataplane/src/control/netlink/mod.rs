@@ -20,6 +20,13 @@ pub fn receive_queues(interface: &str) -> io::Result<Option<u32>> {
     offload::receive_queues(interface)
 }
 
+/// The numbers of the interfaces of these names, in the namespace of the calling thread.
+pub fn indices<'a>(names: impl Iterator<Item = &'a str>) -> io::Result<Vec<Option<u32>>> {
+    let mut netlink = socket::Rtnetlink::route()?;
+    let mut index = |name| Ok(links::find(&mut netlink, name)?.map(|link| link.index));
+    names.map(&mut index).collect()
+}
+
 /// Which of the links with these numbers are up and have their carrier, in the namespace of the
 /// calling thread.
 pub fn are_up(indices: impl Iterator<Item = u32>) -> io::Result<Vec<bool>> {
