@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::test::Totals;
-use crate::{bpf, process, setup, test, tidy};
+use crate::{bpf, demo, process, setup, test, tidy};
 use std::time::{Duration, Instant};
 
 /// Runs what every change must pass
@@ -25,6 +25,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "tidy", run: |_| tidy::run(&tidy::Args {}) },
     Stage { name: "bpf", run: |_| bpf::check_for_ci() },
     Stage { name: "test", run: test_all },
+    Stage { name: "demo", run: |_| demo::run_for_ci() },
 ];
 
 /// Runs the stages in order; the last line tells the tests' totals.

@@ -43,6 +43,11 @@ pub struct Args {
     rehearse: bool,
 }
 
+/// The whole demo, as a user runs it.
+pub fn run_for_ci() -> Result<(), Error> {
+    run(&Args { rehearse: false })
+}
+
 /// Runs the demo; fails when anything observed is not as it should be.
 pub fn run(args: &Args) -> Result<(), Error> {
     let stop = Stop::install()?;
