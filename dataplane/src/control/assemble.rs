@@ -8,9 +8,9 @@ use crate::config::Plan;
 use crate::config::plan::{Port, Role, WaitMode};
 use crate::counters::PortCounters;
 use crate::packet::PortId;
-use crate::port::AnyPort;
 use crate::port::afxdp::{AfXdp, AfXdpConfig};
 use crate::port::peer::Peer;
+use crate::port::{AnyPort, Port as _};
 use crate::switch::{Seed, Switch, SwitchCounters, Tables};
 use crate::worker::{
     Exit, Fittings, Message, Network, Queue, Retired, Storage, Waiting, Worker, WorkerCounters,
@@ -18,11 +18,14 @@ use crate::worker::{
 use crossbeam::channel::{Receiver, Sender, bounded};
 use outboard_dma::{FreeList, Region, RingSizes};
 use outboard_ebpf::{Program, Steering};
+use outboard_wire::{ethernet, ipv4, udp, vxlan};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Messages that wait for one worker.
 const MAILBOX: usize = 64;
+/// What a tunnel adds to a tenant's IP packet: the inner Ethernet header, VXLAN, UDP and IPv4.
+const TUNNEL_BYTES: usize = ethernet::BYTES + vxlan::BYTES + udp::BYTES + ipv4::BYTES;
 /// The IANA port of VXLAN (RFC 7348, section 8).
 pub const VXLAN_PORT: u16 = 4789;
 
@@ -164,6 +167,7 @@ pub fn open_port(
                 port: PortId(index as u16),
                 counters: counters(*worker),
             })?;
+            check_mtu(plan, index, way.max_frame_bytes() - ethernet::BYTES)?;
             if let Some(socket) = way.socket() {
                 steering.set_socket(queue as u32, socket)?;
             }
@@ -209,6 +213,28 @@ fn check_queues(port: &Port) -> Result<(), RunError> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Checks that the interface of port `index`, whose MTU is `found`, carries the largest packet
+/// that may leave through it: a tenant's own, or on an uplink any tenant's in its tunnel headers.
+fn check_mtu(plan: &Plan, index: usize, found: usize) -> Result<(), RunError> {
+    let port = &plan.ports[index];
+    let (needed, reason) = match &port.role {
+        Role::Tenant(tenant) => (usize::from(tenant.mtu), "its tenant".to_string()),
+        Role::Uplink { .. } => {
+            let tenants = plan.ports.iter().filter_map(|port| match &port.role {
+                Role::Tenant(tenant) => Some((usize::from(tenant.mtu), &port.name)),
+                Role::Uplink { .. } => None,
+            });
+            let Some((mtu, name)) = tenants.max() else { return Ok(()) };
+            (mtu + TUNNEL_BYTES, format!("the packets of \"{name}\" ({mtu}) in their tunnel"))
+        }
+    };
+    if found >= needed {
+        return Ok(());
+    }
+    let (port, interface) = (port.name.clone(), port.interface.clone());
+    Err(RunError::Mtu { port, interface, found, needed, reason })
 }
 
 /// Rings as large as the worker's share of the frames carries: half of the share may lie in fill

@@ -54,6 +54,23 @@ pub enum RunError {
         /// Its interface.
         interface: String,
     },
+    /// An interface is too small for what its port promises, or an uplink for the tenants.
+    #[error(
+        "the interface {interface} of \"{port}\" has an MTU of {found}, and {needed} are needed \
+         for {reason}; run `ip link set {interface} mtu {needed}`, or lower `mtu` of that [[port]]"
+    )]
+    Mtu {
+        /// The port or uplink.
+        port: String,
+        /// Its interface.
+        interface: String,
+        /// Its MTU.
+        found: usize,
+        /// The MTU that it must have.
+        needed: usize,
+        /// What for.
+        reason: String,
+    },
     /// An interface has queues that no worker would read.
     #[error(
         "the interface {interface} of \"{port}\" receives on {found} queues, the configuration \

@@ -228,17 +228,26 @@ impl Remote {
     fn adopt(&mut self) {
         match self.links.try_recv() {
             Ok(link) => {
-                self.links_bell.drain();
+                // Control rings after it has sent: perhaps only now. While there is a link
+                // nobody listens, so that a late ring keeps no worker awake.
+                let _ = epoll::delete(&self.epoll, &*self.links_bell);
                 if epoll::add(&self.epoll, &link.socket, ANY, EventFlags::IN).is_ok() {
                     self.counters.connected.set(1);
                     self.is_send_blocked = false;
                     self.link = Some(link);
                 } else {
+                    self.listen();
                     self.give_back(link, LossReason::Socket(ErrorKind::Other));
                 }
             }
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
         }
+    }
+
+    /// Waits for the next link, which control sends only after it has got the last one back.
+    fn listen(&mut self) {
+        self.links_bell.drain();
+        let _ = epoll::add(&self.epoll, &*self.links_bell, ANY, EventFlags::IN);
     }
 
     fn give_back(&mut self, link: Link, reason: LossReason) {
@@ -251,6 +260,7 @@ impl Remote {
     fn lose(&mut self, reason: LossReason) {
         let Some(link) = self.link.take() else { return };
         let _ = epoll::delete(&self.epoll, &link.socket);
+        self.listen();
         self.give_back(link, reason);
         self.backlog.clear();
         self.counters.connected.set(0);

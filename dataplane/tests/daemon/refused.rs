@@ -59,6 +59,13 @@ fn what_the_machine_lacks() {
     let two = "receives on 2 queues, the configuration names 1, and packets on the others would";
     world.a.netns.ip("link add two numrxqueues 2 numtxqueues 2 type veth peer name two-peer");
     refuse(&world, red, "interface = 'two'", two);
+    world.a.netns.ip("link add low mtu 1400 type veth peer name low-peer");
+    let low = "interface low of \"red\" has an MTU of 1400, and";
+    refuse(&world, red, "interface = 'low'", low);
+    world.a.netns.ip("link set veth mtu 1499");
+    let tunnel = "in their tunnel; run `ip link set veth mtu";
+    refuse(&world, "name = 'up'", "name = 'up'", tunnel);
+    world.a.netns.ip("link set veth mtu 9000");
     run_refused(&world, "network namespace \"no-such\"", &["--netns", "no-such"]);
     run_refused(&world, "is not a network namespace", &["--netns", "/proc/self/ns/uts"]);
     // In the namespace of the test nothing of all that exists.
