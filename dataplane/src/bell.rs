@@ -5,22 +5,21 @@
 //! `ring`. Both sides put a sequentially consistent fence between their store and their load, so
 //! at least one of them sees the other (the store-buffering pattern).
 
-use rustix::event::{EventfdFlags, eventfd};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use outboard_dma::EventFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// One worker's bell.
 #[derive(Debug)]
 pub struct Bell {
     armed: AtomicBool,
-    fd: OwnedFd,
+    event: EventFd,
 }
 
 impl Bell {
     /// A silent bell; an error when the process is out of descriptors.
     pub fn new() -> std::io::Result<Bell> {
-        let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Bell { armed: AtomicBool::new(false), fd })
+        Ok(Bell { armed: AtomicBool::new(false), event: EventFd::new()? })
     }
 
     /// Wakes the worker if it sleeps or is about to. Call after publishing the message. Costs a
@@ -29,8 +28,7 @@ impl Bell {
     pub fn ring(&self) {
         fence(Ordering::SeqCst);
         if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed) {
-            // The counter cannot overflow: one write per arming. Nothing can be done on error.
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+            self.event.signal();
         }
     }
 
@@ -44,13 +42,12 @@ impl Bell {
     /// The worker is awake: takes the announcement back and silences the descriptor.
     pub fn disarm(&self) {
         self.armed.store(false, Ordering::Relaxed);
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.fd, &mut count);
+        self.event.drain();
     }
 
     /// Readable after a `ring` that met an armed bell.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.event.as_fd()
     }
 }
 
@@ -61,7 +58,7 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     fn readable(bell: &Bell) -> bool {
-        let mut fds = [PollFd::new(&bell.fd, PollFlags::IN)];
+        let mut fds = [PollFd::new(&bell.event, PollFlags::IN)];
         poll(&mut fds, Some(&Default::default())).unwrap() == 1
     }
 
@@ -98,7 +95,7 @@ mod tests {
                 bell.arm();
                 let now = sent.load(Ordering::Acquire);
                 if now == seen {
-                    let mut fds = [PollFd::new(&bell.fd, PollFlags::IN)];
+                    let mut fds = [PollFd::new(&bell.event, PollFlags::IN)];
                     let timeout = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
                     let woken = poll(&mut fds, Some(&timeout)).unwrap();
                     assert_eq!(woken, 1, "slept through message {}", seen + 1);

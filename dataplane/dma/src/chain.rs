@@ -43,7 +43,7 @@ impl Chain {
     /// When that range does not lie behind the link bytes and inside the frame.
     #[inline(always)]
     pub fn new(frame: Frame, start: usize, len: usize) -> Chain {
-        assert!(start >= LINK_BYTES && start + len <= FRAME_BYTES);
+        assert!(is_data_range(start, len), "data outside of its frame");
         Chain {
             head: frame,
             start: start as u16,
@@ -80,9 +80,12 @@ impl Chain {
     }
 
     /// Appends a frame whose data is `frame[start..start + len]`; hands it back when full.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
     #[inline]
     pub fn push(&mut self, frame: Frame, start: usize, len: usize) -> Result<(), Frame> {
-        assert!(start >= LINK_BYTES && start + len <= FRAME_BYTES);
+        assert!(is_data_range(start, len), "data outside of its frame");
         if usize::from(self.frames) == MAX_FRAMES {
             return Err(frame);
         }
@@ -176,7 +179,7 @@ impl Chain {
             return;
         }
         let old = self.take_tail();
-        self.len = self.len.min(bytes as u16);
+        self.len = usize::from(self.len).min(bytes) as u16;
         self.bytes = u32::from(self.len);
         for (frame, start, len) in old {
             let keep = len.min(bytes - self.bytes());
@@ -243,6 +246,13 @@ impl Chain {
         self.frames = 1;
         Tail(self.second.take())
     }
+}
+
+/// Whether `[start, start + len)` lies behind the link and inside the frame. What is read through
+/// a link rests on it, so that it must hold for every number, also where a sum would wrap.
+#[inline(always)]
+fn is_data_range(start: usize, len: usize) -> bool {
+    (LINK_BYTES..=FRAME_BYTES).contains(&start) && len <= FRAME_BYTES - start
 }
 
 /// The frames behind a head, owned.
@@ -313,6 +323,35 @@ mod tests {
             assert!(chain.shrink_front(50).is_some());
             assert_eq!(chain.bytes(), cut);
             chain.free(&mut free);
+        }
+    }
+
+    #[test]
+    fn the_longest_packet_is_cut_past_64_kib() {
+        let mut free = Region::new(64).unwrap().carve(64).unwrap();
+        let data: Vec<u8> = (0..MAX_FRAMES * DATA_BYTES).map(|i| (i % 251) as u8).collect();
+        for cut in [65_535, 65_536, 65_537, MAX_FRAMES * DATA_BYTES - 1] {
+            let mut chain = Chain::from_slice(&data, &mut free).unwrap();
+            chain.truncate(cut, &mut free);
+            assert_eq!(chain.bytes(), cut);
+            assert!(chain.segments().flatten().eq(&data[..cut]), "{cut}");
+            chain.free(&mut free);
+            assert_eq!(free.len(), 64);
+        }
+    }
+
+    #[test]
+    fn ranges_that_wrap_are_outside() {
+        assert!(is_data_range(LINK_BYTES, FRAME_BYTES - LINK_BYTES));
+        assert!(is_data_range(FRAME_BYTES, 0));
+        for (start, len) in [
+            (LINK_BYTES - 1, 1),
+            (LINK_BYTES, FRAME_BYTES - LINK_BYTES + 1),
+            (FRAME_BYTES + 1, 0),
+            (usize::MAX, 2),
+            (LINK_BYTES, usize::MAX),
+        ] {
+            assert!(!is_data_range(start, len), "{start} + {len}");
         }
     }
 }

@@ -3,6 +3,13 @@
 //! The workspace's unsafe code lives in this package. Everything outside deals in owned
 //! [`Frame`]s, [`Chain`]s of them, and [`Segment`]s (checked addresses that are only ever copied
 //! from or to): no reference into memory that a guest, a peer or the kernel may write exists.
+//!
+//! Two promises are the caller's and not the type system's, so that an I/O costs no reference
+//! count; a segment that breaks one is a bug of ours, and no guest or peer can bring it about:
+//! - who takes a [`Segment`] of a guest's memory holds that memory until the I/O has ended
+//!   ([`GuestMemory::hold`]; `volume/disk` does it for every request);
+//! - who takes a [`Segment`] of a frame keeps the frame, and does not touch it, until the I/O has
+//!   ended ([`Segment::of_frame`]; the pool of an export does it). Frames are never unmapped.
 #![allow(unsafe_code)]
 
 mod allocations;

@@ -65,9 +65,10 @@ impl Region {
     pub fn new(frames: u32) -> Result<&'static Region, RegionError> {
         const HUGE: usize = 2 << 20;
         let bytes = (frames as usize * FRAME_BYTES).next_multiple_of(HUGE).max(HUGE);
-        let (base, fd, backing) = map(bytes, libc::MFD_HUGETLB, Backing::HugePages)
-            .or_else(|_| map(bytes, 0, Backing::Memfd))
-            .map_err(|source| RegionError::Map { mib: bytes >> 20, source })?;
+        let (base, fd, backing) =
+            map(bytes, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB, Backing::HugePages)
+                .or_else(|_| map(bytes, 0, Backing::Memfd))
+                .map_err(|source| RegionError::Map { mib: bytes >> 20, source })?;
         let frames = (bytes / FRAME_BYTES) as u32;
         let region = Region { base, frames, backing, fd, carved: AtomicU32::new(0) };
         Ok(Box::leak(Box::new(region)))

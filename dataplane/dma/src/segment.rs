@@ -87,7 +87,9 @@ impl Segment {
             return false;
         }
         // SAFETY: the range is inside mapped memory (checked; promise of `new`); `out` is our
-        // own. A concurrent writer can only change which bytes arrive: they are plain u8.
+        // own. A concurrent writer can only change which bytes arrive: they are plain u8. (The
+        // language has no copy that allows for such a writer; this one is a call to memmove, of
+        // whose source the compiler knows nothing.)
         unsafe {
             std::ptr::copy(self.start.as_ptr().add(offset), out.as_mut_ptr(), out.len());
         }

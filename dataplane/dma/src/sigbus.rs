@@ -42,7 +42,7 @@ impl Watch {
             taken.is_ok()
         })?;
         SLOTS[slot].torn.store(false, Ordering::Relaxed);
-        SLOTS[slot].bytes.store(bytes, Ordering::Relaxed);
+        SLOTS[slot].bytes.store(bytes, Ordering::Release);
         SLOTS[slot].start.store(start.as_ptr() as usize, Ordering::Release);
         Some(Watch { slot })
     }
@@ -78,8 +78,11 @@ extern "C" fn on_sigbus(_: libc::c_int, about: *mut libc::siginfo_t, _: *mut lib
     let address = unsafe { (*about).si_addr() } as usize;
     for slot in &SLOTS {
         let start = slot.start.load(Ordering::Acquire);
-        let bytes = slot.bytes.load(Ordering::Relaxed);
-        if start <= RESERVED || address.wrapping_sub(start) >= bytes {
+        let bytes = slot.bytes.load(Ordering::Acquire);
+        // Read again: a slot that changed hands between the two reads would pair the start of one
+        // mapping with the length of another.
+        let is_one_mapping = slot.start.load(Ordering::Acquire) == start;
+        if start <= RESERVED || !is_one_mapping || address.wrapping_sub(start) >= bytes {
             continue;
         }
         let prot = libc::PROT_READ | libc::PROT_WRITE;

@@ -237,7 +237,7 @@ impl Xsk {
     /// Without room, with nothing to send (the kernel would keep the frame), or past the frame.
     #[inline]
     pub fn transmit(&mut self, frame: Frame, start: usize, len: usize, more: bool) {
-        assert!(len > 0 && start + len <= FRAME_BYTES);
+        assert!(len > 0 && start <= FRAME_BYTES && len <= FRAME_BYTES - start);
         let addr = self.lent.lend(frame) + start as u64;
         let options = if more { libc::XDP_PKT_CONTD } else { 0 };
         self.rings.tx.push(libc::xdp_desc { addr, len: len as u32, options });
@@ -613,6 +613,7 @@ mod tests {
         let queue = open("lo", 63, sizes);
         assert!(queue.contains("no queue 63") && queue.contains("ethtool -l lo"), "{queue}");
     }
+
     #[test]
     fn a_closed_socket_leaves_its_queue_free_and_its_frames_behind() {
         let region = Region::new(512).unwrap();
