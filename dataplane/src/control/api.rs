@@ -9,16 +9,14 @@
 //! The socket has mode 0660 and, where that group exists, group `outboard`.
 
 mod serve;
-mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use socket::ApiError;
-
+use super::local_socket::{LocalSocket, SocketError};
 use super::stats::Stats;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,6 +31,44 @@ pub const CLIENT_DEADLINE: Duration = Duration::from_secs(2);
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer that this side takes.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// The group that may use the socket.
+const GROUP: &str = "outboard";
+
+/// Why the control socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Another daemon answers there.
+    #[error(
+        "the control socket {path} is in use by a daemon that answers; \
+         stop it, or give this one another `name` or `socket` in [control]"
+    )]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket or its directory cannot be made.
+    #[error("no control socket: {source}; set `socket` in [control]")]
+    Bind {
+        /// What is in the way.
+        source: SocketError,
+    },
+    /// The thread cannot be started.
+    #[error("cannot start the thread of the control socket: {source}")]
+    Thread {
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl From<SocketError> for ApiError {
+    fn from(source: SocketError) -> ApiError {
+        match source {
+            SocketError::InUse(path) => ApiError::InUse { path },
+            source => ApiError::Bind { source },
+        }
+    }
+}
 
 /// Where the snapshot comes from.
 pub trait Source: Send {
@@ -71,35 +107,26 @@ enum Answer {
 /// The socket, not served yet: who asks waits. It is removed when this is dropped.
 #[derive(Debug)]
 pub struct Bound {
-    path: PathBuf,
-    listener: Option<UnixListener>,
+    socket: LocalSocket,
 }
 
 impl Bound {
     /// Binds the socket, and so refuses a second daemon before anything else is made.
     pub fn new(path: &Path) -> Result<Bound, ApiError> {
-        let listener = socket::bind(path)?;
-        Ok(Bound { path: path.to_path_buf(), listener: Some(listener) })
+        Ok(Bound { socket: LocalSocket::bind(path, Some(GROUP))? })
     }
 
     /// Serves it from a thread of its own.
-    pub fn serve(mut self, source: impl Source + 'static) -> Result<Api, ApiError> {
-        let listener = self.listener.take();
+    pub fn serve(self, source: impl Source + 'static) -> Result<Api, ApiError> {
         let start = || {
-            let listener = listener.ok_or(std::io::ErrorKind::NotConnected)?;
             let (stop, stopped) = UnixStream::pair()?;
-            let server = serve::Server::new(listener, stopped, Box::new(source))?;
+            let listener = self.socket.listener.try_clone()?;
+            let server = serve::Server::new(listener, stopped, Box::new(source));
             let thread = std::thread::Builder::new().name("api".into()).spawn(|| server.run())?;
             Ok((stop, thread))
         };
         let (stop, thread) = start().map_err(|source| ApiError::Thread { source })?;
         Ok(Api { bound: Some(self), stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

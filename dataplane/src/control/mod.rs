@@ -4,6 +4,7 @@ pub mod api;
 mod assemble;
 pub mod connect;
 pub mod listen;
+pub mod local_socket;
 mod machine;
 pub mod netlink;
 mod ports;

@@ -5,6 +5,7 @@
 //! (a guest that moves between processes has both open); a third is turned away. A front end that
 //! goes, however it goes, leaves its rings and memory to be freed, and the next one can come.
 
+use super::local_socket::{LocalSocket, SocketError};
 use crate::clock::now_ns;
 use crate::virtio::blk::BlkShape;
 use crate::virtio::mailbox::{DiskControl, Wake};
@@ -13,10 +14,7 @@ use outboard_dma::EventFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, recv};
 use rustix::time::Timespec;
-use std::fs::{DirBuilder, Permissions};
-use std::io::{Error, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,9 +23,6 @@ use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 /// How long a front end may take to send one message whole, or to read an answer.
 pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Permissions of the directory, when it is made, and of the socket.
-const DIRECTORY_MODE: u32 = 0o750;
-const SOCKET_MODE: u32 = 0o660;
 /// Length of a message's header; the last of its three 32-bit words is the body's length.
 const HEADER_BYTES: usize = 12;
 /// The longest body there is.
@@ -38,35 +33,18 @@ const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 /// Why a disk's socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum VhostError {
-    /// Somebody serves it already.
-    #[error(
-        "socket {} is in use: another process answers there; stop it or choose another path",
-        .0.display()
-    )]
-    InUse(PathBuf),
-    /// Something else lies there.
-    #[error("{} exists and is {what}; remove it or choose another path", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
-    /// A directory on the way is a symbolic link or no directory.
-    #[error(
-        "the directory {} is a symbolic link or not a directory; name the directory itself",
-        .0.display()
-    )]
-    Directory(PathBuf),
-    /// The kernel refused something.
-    #[error("cannot {what} {}: {source}", path.display())]
+    /// There is no socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The kernel refused what its thread needs.
+    #[error("cannot {what} socket {}: {source}", path.display())]
     System {
         /// What was tried.
         what: &'static str,
-        /// On what.
+        /// The socket.
         path: PathBuf,
         /// The kernel's reason.
-        source: Error,
+        source: std::io::Error,
     },
 }
 
@@ -87,7 +65,7 @@ impl VhostServer {
         control: DiskControl,
         wake: Wake,
     ) -> Result<VhostServer, VhostError> {
-        let socket = Socket::bind(path)?;
+        let socket = LocalSocket::bind(path, None)?;
         let system =
             |what| move |source| VhostError::System { what, path: path.to_owned(), source };
         let stop = Arc::new(EventFd::new().map_err(system("make an eventfd for"))?);
@@ -115,89 +93,6 @@ impl Drop for VhostServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-/// A bound socket, removed when dropped unless something else has taken its place.
-#[derive(Debug)]
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Socket {
-    fn bind(path: &Path) -> Result<Socket, VhostError> {
-        let system = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| VhostError::System { what, path, source }
-        };
-        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            make_directory(directory)?;
-        }
-        clear_the_way(path)?;
-        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => VhostError::InUse(path.to_owned()),
-            _ => system("bind socket", path)(error),
-        })?;
-        let permissions = Permissions::from_mode(SOCKET_MODE);
-        std::fs::set_permissions(path, permissions).map_err(system("set the mode of", path))?;
-        listener.set_nonblocking(true).map_err(system("prepare socket", path))?;
-        let about = path.symlink_metadata().map_err(system("look at", path))?;
-        Ok(Socket { listener, path: path.to_owned(), identity: (about.dev(), about.ino()) })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let about = self.path.symlink_metadata();
-        if about.is_ok_and(|about| (about.dev(), about.ino()) == self.identity) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn make_directory(directory: &Path) -> Result<(), VhostError> {
-    match directory.symlink_metadata() {
-        Ok(about) if about.is_dir() => Ok(()),
-        Ok(_) => Err(VhostError::Directory(directory.to_owned())),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
-            let what = "make directory";
-            made.map_err(|source| VhostError::System { what, path: directory.to_owned(), source })
-        }
-        Err(source) => {
-            Err(VhostError::System { what: "look at", path: directory.to_owned(), source })
-        }
-    }
-}
-
-/// Removes a socket that nobody answers at; refuses everything else that lies at `path`.
-fn clear_the_way(path: &Path) -> Result<(), VhostError> {
-    let system = |what| move |source| VhostError::System { what, path: path.to_owned(), source };
-    let kind = match path.symlink_metadata() {
-        Ok(about) => about.file_type(),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(system("look at")(error)),
-    };
-    if !kind.is_socket() {
-        let what = match (kind.is_symlink(), kind.is_dir()) {
-            (true, _) => "a symbolic link",
-            (_, true) => "a directory",
-            _ => "not a socket",
-        };
-        return Err(VhostError::NotASocket { path: path.to_owned(), what });
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(VhostError::InUse(path.to_owned())),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(system("remove the stale socket"))
-        }
-        // Its queue of waiting connections is full: somebody lives there.
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            Err(VhostError::InUse(path.to_owned()))
-        }
-        Err(error) => Err(system("connect to")(error)),
     }
 }
 
@@ -255,7 +150,7 @@ impl Connection {
 /// The thread's state.
 struct Server {
     name: String,
-    socket: Socket,
+    socket: LocalSocket,
     shape: BlkShape,
     link: Arc<Mutex<DiskLink>>,
     stop: Arc<EventFd>,

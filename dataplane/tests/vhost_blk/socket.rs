@@ -2,6 +2,7 @@
 
 use crate::io::options;
 use crate::rig::{Content, Rig, Scratch, exists};
+use outboard::control::local_socket::SocketError;
 use outboard::control::vhost::{VhostError, VhostServer};
 use outboard::virtio::blk::BlkShape;
 use outboard::virtio::mailbox::mailbox;
@@ -38,7 +39,7 @@ fn a_socket_in_use_is_left_alone_and_a_stale_one_is_replaced() {
     let path = scratch.0.join("disk");
     let server = serve(&path).unwrap();
     let error = serve(&path).unwrap_err();
-    assert!(matches!(error, VhostError::InUse(_)), "{error}");
+    assert!(matches!(error, VhostError::Socket(SocketError::InUse(_))), "{error}");
     assert!(error.to_string().contains("in use") && exists(&path));
     drop(server);
     // A listener that is dropped leaves its socket behind.

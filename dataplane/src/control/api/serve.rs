@@ -41,9 +41,8 @@ impl Server {
         listener: UnixListener,
         stopped: UnixStream,
         source: Box<dyn Source>,
-    ) -> io::Result<Server> {
-        listener.set_nonblocking(true)?;
-        Ok(Server { listener, stopped, source, clients: Vec::new() })
+    ) -> Server {
+        Server { listener, stopped, source, clients: Vec::new() }
     }
 
     pub(super) fn run(mut self) {

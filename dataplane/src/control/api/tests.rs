@@ -98,7 +98,7 @@ fn what_is_no_socket_is_left_alone() {
     fs::create_dir(scratch.0.join("run")).unwrap();
     fs::write(scratch.socket(), "precious").unwrap();
     let error = Api::start(&scratch.socket(), source).unwrap_err();
-    assert!(matches!(error, ApiError::NotASocket { .. }), "{error}");
+    assert!(matches!(error, ApiError::Bind { source: SocketError::NotASocket { .. } }), "{error}");
     assert_eq!(fs::read_to_string(scratch.socket()).unwrap(), "precious");
 
     fs::remove_file(scratch.socket()).unwrap();
@@ -106,7 +106,7 @@ fn what_is_no_socket_is_left_alone() {
     drop(UnixListener::bind(&stale).unwrap());
     symlink(&stale, scratch.socket()).unwrap();
     let error = Api::start(&scratch.socket(), source).unwrap_err();
-    assert!(matches!(error, ApiError::NotASocket { .. }), "{error}");
+    assert!(matches!(error, ApiError::Bind { source: SocketError::NotASocket { .. } }), "{error}");
     assert!(stale.exists());
 }
 
