@@ -38,6 +38,8 @@ pub trait BlockTarget {
     fn kick(&mut self) {}
     /// Appends slots whose I/O ended, with success or not.
     fn reap(&mut self, now_ns: u64, ended: &mut Vec<(u16, bool)>);
+    /// Nothing to do for `limit_ns` unless an I/O ends: the place to sleep.
+    fn idle(&mut self, _limit_ns: u64) {}
 }
 
 /// Share of reads and writes.
@@ -96,6 +98,8 @@ impl Default for BlockArgs {
 pub const MAX_IO_BYTES: u32 = 128 << 10;
 /// An I/O that takes longer means that the device is stuck.
 pub const STUCK_AFTER_S: f64 = 30.0;
+/// The longest sleep outside of the load, so that Ctrl-C is seen.
+const SLEEP_NS: u64 = 10_000_000;
 
 /// Fills the working set, runs the load, reads back what was written.
 pub fn run<T: BlockTarget>(
@@ -239,6 +243,9 @@ impl<T: BlockTarget> BlockWork<T> {
             }
             self.flush();
             self.poll(now_ns, &mut ended);
+            if ended.is_empty() {
+                self.target.idle(SLEEP_NS);
+            }
             for end in ended.drain(..) {
                 progress = Instant::now();
                 done += 1;
@@ -348,6 +355,12 @@ impl<T: BlockTarget> Work for BlockWork<T> {
         for (slot, ok) in self.reaped.drain(..) {
             let request = self.slots[usize::from(slot)].request;
             ended.push(Ended { request, ok });
+        }
+    }
+
+    fn idle(&mut self, now_ns: u64, until_ns: u64) {
+        if until_ns > now_ns {
+            self.target.idle(until_ns - now_ns);
         }
     }
 

@@ -17,8 +17,10 @@ use crate::reference::cacheline;
 use crate::report::terminal;
 use crate::schema::{Measurement, Report};
 use crate::stop;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 /// What every driver takes.
@@ -130,6 +132,33 @@ impl LoadArgs {
             None => format!("depth {}", self.depth.unwrap_or(1)),
         }
     }
+}
+
+/// What a side does when nothing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// Look again at once: one core, lowest latency.
+    Spin,
+    /// Sleep until something comes.
+    Block,
+}
+
+impl Wait {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Wait::Spin => "spin",
+            Wait::Block => "block",
+        }
+    }
+}
+
+/// Waits until `source` is readable, at most `limit_ns`; whether it is. Errors are met again by
+/// the next call on it.
+fn sleep(source: impl AsFd, limit_ns: u64) -> bool {
+    let seconds = (limit_ns / 1_000_000_000) as i64;
+    let limit = Timespec { tv_sec: seconds, tv_nsec: (limit_ns % 1_000_000_000) as _ };
+    poll(&mut [PollFd::new(&source, PollFlags::IN)], Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 /// What a driver says about itself and its path.

@@ -3,14 +3,13 @@
 //! A request is 8 bytes of slot and round, then a fill that depends on them; the server sends it
 //! back as it is. Datagrams may be lost; a late or second answer counts as stray.
 
-use super::{LoadArgs, Subject, measure, publish};
+use super::{LoadArgs, Subject, Wait, measure, publish, sleep};
 use crate::error::Error;
 use crate::load::{Content, Ended, Request, Work};
 use crate::machine::{netns, pin};
 use crate::schema::Measurement;
 use crate::stop;
-use clap::{Args, ValueEnum};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use clap::Args;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 
@@ -45,15 +44,6 @@ pub struct UdpArgs {
     pub lost_after: f64,
     #[command(flatten)]
     pub load: LoadArgs,
-}
-
-/// What a side does when there is no datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Wait {
-    /// Ask again at once: one core, lowest latency.
-    Spin,
-    /// Sleep until one comes.
-    Block,
 }
 
 const PAYLOAD: std::ops::RangeInclusive<u16> = 8..=8900;
@@ -98,13 +88,6 @@ fn serve(args: &UdpArgs, address: SocketAddr) -> Result<(), Error> {
     }
 }
 
-/// Waits until the socket is readable, at most `limit_ns`. Errors are met again by the next call.
-fn sleep(socket: &UdpSocket, limit_ns: u64) {
-    let seconds = (limit_ns / 1_000_000_000) as i64;
-    let limit = Timespec { tv_sec: seconds, tv_nsec: (limit_ns % 1_000_000_000) as _ };
-    let _ = poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&limit));
-}
-
 /// The generator's side.
 pub fn client(args: &UdpArgs, to: SocketAddr) -> Result<Measurement, Error> {
     if !PAYLOAD.contains(&args.payload) {
@@ -121,7 +104,6 @@ pub fn client(args: &UdpArgs, to: SocketAddr) -> Result<Measurement, Error> {
         receive: vec![0; bytes + 1],
         right: vec![true; usize::from(load.depth)],
     };
-    let wait = format!("{:?}", args.wait).to_lowercase();
     let subject = Subject {
         driver: "udp",
         name: format!("udp round trip {} B, {}", args.payload, args.load.pace_text()),
@@ -129,7 +111,7 @@ pub fn client(args: &UdpArgs, to: SocketAddr) -> Result<Measurement, Error> {
         medium: "UDP sockets".into(),
         bytes: u64::from(args.payload),
         is_block: false,
-        parameters: vec![("payload_bytes", args.payload.into()), ("wait", wait.into())],
+        parameters: vec![("payload_bytes", args.payload.into()), ("wait", args.wait.name().into())],
     };
     measure(&mut work, &args.load, &load, subject)
 }

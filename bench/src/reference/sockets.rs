@@ -2,8 +2,8 @@
 //! costs before any protocol of ours.
 
 use super::{OtherSide, is_over, now_and_then};
-use crate::drivers::udp::{self, UdpArgs, Wait};
-use crate::drivers::{LoadArgs, Subject, measure};
+use crate::drivers::udp::{self, UdpArgs};
+use crate::drivers::{LoadArgs, Subject, Wait, measure};
 use crate::error::Error;
 use crate::load::{Content, Ended, Request, Work};
 use crate::machine::core_pair;

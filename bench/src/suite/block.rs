@@ -7,7 +7,7 @@ use crate::drivers::block::BlockArgs;
 use crate::drivers::file::{self, FileArgs};
 use crate::drivers::remote::{self, RemoteArgs};
 use crate::drivers::vhost_blk::{self, VhostBlkArgs};
-use crate::drivers::{LabelArgs, LoadArgs};
+use crate::drivers::{LabelArgs, LoadArgs, Wait};
 use crate::error::Error;
 use crate::machine::census::Named;
 use crate::machine::core_pair;
@@ -90,7 +90,13 @@ impl Served {
     fn measure(&self, mut load: LoadArgs) -> Result<Measurement, Error> {
         load.label.medium = Some("mem volume through vhost-user-blk".to_owned());
         let socket = self.socket.clone();
-        vhost_blk::measure(&VhostBlkArgs { socket, queue_size: 128, block: blocks(), load })
+        vhost_blk::measure(&VhostBlkArgs {
+            socket,
+            queue_size: 128,
+            wait: Wait::Spin,
+            block: blocks(),
+            load,
+        })
     }
 }
 

@@ -39,6 +39,17 @@ impl EventFd {
         Ok(EventFd(File::from(fd)))
     }
 
+    /// Another handle to the eventfd behind `descriptor`, for libraries with a type of their own.
+    pub fn same_as(descriptor: &impl AsRawFd) -> Result<EventFd> {
+        // SAFETY: plain system call without pointers; the result is checked.
+        let fd = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(Error::last_os_error());
+        }
+        // SAFETY: fd was just made and is owned by nobody else.
+        EventFd::adopt(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
     /// Adds one. A full counter stays as it is: whoever sleeps on it is awake already.
     #[inline]
     pub fn signal(&self) {
@@ -95,7 +106,19 @@ mod tests {
     #[test]
     fn only_an_eventfd_is_taken() {
         let file = File::open("/dev/null").unwrap();
+        let error = EventFd::same_as(&file).unwrap_err().to_string();
+        assert!(error.contains("/dev/null"), "{error}");
         let error = EventFd::adopt(file.into()).unwrap_err().to_string();
         assert!(error.contains("/dev/null"), "{error}");
+    }
+
+    #[test]
+    fn both_handles_count_in_one() {
+        let one = EventFd::new().unwrap();
+        let other = EventFd::same_as(&one).unwrap();
+        one.signal();
+        drop(one);
+        other.signal();
+        assert_eq!(other.drain(), 2);
     }
 }

@@ -12,7 +12,7 @@ use crate::virtio::driver_ring::{
 use crate::virtio::queue::MAX_QUEUE_SIZE;
 use outboard_dma::{GuestError, GuestMemory, GuestRegion, MAX_SEGMENTS, Segment};
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -134,7 +134,7 @@ pub enum DriverError {
 struct DriverQueue {
     ring: DriverRing,
     kick: EventFd,
-    call: EventFd,
+    call: outboard_dma::EventFd,
     fresh: bool,
 }
 
@@ -354,7 +354,14 @@ impl BlkDriver {
 
     /// How often the device has called for `queue` since the last look.
     pub fn calls(&self, queue: u16) -> u64 {
-        self.queues[usize::from(queue)].call.read().unwrap_or(0)
+        self.queues[usize::from(queue)].call.drain()
+    }
+
+    /// Readable once the device has called for `queue`, until the next look at
+    /// [`calls`](Self::calls): what to sleep on after [`want_calls`](Self::want_calls) returned
+    /// `false`.
+    pub fn call_fd(&self, queue: u16) -> BorrowedFd<'_> {
+        self.queues[usize::from(queue)].call.as_fd()
     }
 
     /// Stops `queue`: the device ends what it has in flight first. Returns the index that it would
@@ -523,6 +530,7 @@ fn start_queue(
 ) -> Result<DriverQueue, DriverError> {
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DriverError::EventFd);
     let (kick, call) = (event()?, event()?);
+    let our_call = outboard_dma::EventFd::same_as(&call).map_err(DriverError::EventFd)?;
     let setup = ring.setup();
     ring.want_calls(false);
     let addresses = VringConfigData {
@@ -540,5 +548,5 @@ fn start_queue(
     frontend.set_vring_call(index, &call).map_err(protocol("SET_VRING_CALL"))?;
     frontend.set_vring_kick(index, &kick).map_err(protocol("SET_VRING_KICK"))?;
     frontend.set_vring_enable(index, true).map_err(protocol("SET_VRING_ENABLE"))?;
-    Ok(DriverQueue { ring, kick, call, fresh: false })
+    Ok(DriverQueue { ring, kick, call: our_call, fresh: false })
 }
