@@ -133,6 +133,8 @@ fn wrong_use_is_told_with_its_remedy() {
         (vec!["file", &missing], vec!["missing.img", "--create-mib"]),
         (vec!["vhost-blk", &missing], vec!["missing.img", "running"]),
         (vec!["afxdp", "--tx", "no-such-if", "--rx", "x"], vec!["no-such-if"]),
+        (vec!["reference", "ping-pong", "--a", "no-such-if", "--b", "x"], vec!["no-such-if"]),
+        (vec!["vhost-blk", &missing, "--wait", "block"], vec!["missing.img", "running"]),
         (vec!["udp", "--to", "127.0.0.1:9", "--payload", "7"], vec!["--payload"]),
     ] {
         let output = bench(&arguments);
@@ -152,6 +154,8 @@ fn every_command_explains_itself() {
         let output = bench(&[command, "--help"]);
         assert!(output.status.success() && said(&output).contains("Example"), "{command}");
     }
+    let output = bench(&["reference", "ping-pong", "--help"]);
+    assert!(said(&output).contains("Example"), "{}", said(&output));
 }
 
 /// Namespaces that a process of this number made.

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::load::{Content, Ended, Request, Work};
 use crate::machine::netns;
 use crate::reference::reflector::Steered;
-use crate::reference::xdp_socket::{FRAMES_PER_SOCKET, Umem, XdpSocket};
+use crate::reference::xdp_socket::{Binding, FRAMES_PER_SOCKET, Umem, XdpSocket};
 use crate::schema::Measurement;
 use clap::Args;
 use outboard_wire::{Ethernet, Ipv4, Mac, Udp, ethernet, ipv4, udp};
@@ -135,13 +135,14 @@ impl Pass {
             || Umem::new(FRAMES_PER_SOCKET).map_err(Error::system("cannot map frame memory"));
         let (out_umem, back_umem) = (memory()?, memory()?);
         let (netns, rx_netns) = (args.netns.as_deref(), args.rx_netns.as_deref());
-        let out = netns::within(netns, || XdpSocket::open(&args.tx, &out_umem, None))?;
+        let single = Binding::SingleBuffer;
+        let out = netns::within(netns, || XdpSocket::open(&args.tx, &out_umem, single))?;
         let out = out.map_err(Error::system(format!(
             "cannot open an AF_XDP socket on `{}` (it needs root or CAP_NET_RAW)",
             args.tx
         )))?;
         let mut back =
-            netns::within(rx_netns.or(netns), || Steered::open(&args.rx, &back_umem, None))??;
+            netns::within(rx_netns.or(netns), || Steered::open(&args.rx, &back_umem, single))??;
         for addr in back_umem.frames() {
             assert!(back.socket.give(addr), "the fill ring has room for every frame");
         }

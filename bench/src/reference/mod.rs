@@ -7,6 +7,7 @@
 pub mod bare_file;
 pub mod cacheline;
 pub mod memcpy;
+pub mod ping_pong;
 pub mod reflector;
 pub mod ring_echo;
 pub mod sockets;
@@ -28,6 +29,7 @@ use std::thread::JoinHandle;
 /// Examples:
 ///   outboard-bench reference tcp
 ///   outboard-bench reference ring-echo --seconds 2
+///   outboard-bench reference ping-pong --a u0 --netns far --b u1 --b-netns near --answer 4160
 ///   outboard-bench reference cacheline
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
@@ -49,6 +51,7 @@ enum What {
     Memcpy(LoadArgs),
     /// Two AF_XDP sockets on one thread: what comes in on one interface goes out on the other.
     Reflector(reflector::ReflectorArgs),
+    PingPong(ping_pong::PingPongArgs),
     /// Round trip of a cache line between two cores.
     Cacheline,
 }
@@ -61,6 +64,7 @@ pub fn run(args: &ReferenceArgs) -> Result<(), Error> {
         What::RingEcho(load) => (ring_echo::measure(load)?, &load.json),
         What::Memcpy(load) => (memcpy::measure(load)?, &load.json),
         What::Reflector(args) => return reflector::run(args),
+        What::PingPong(args) => (ping_pong::measure(args)?, &args.load.json),
         What::Cacheline => {
             let trip = cacheline::round_trip_ns();
             let trip = trip.ok_or_else(|| Error::Refused("needs a second core".into()))?;

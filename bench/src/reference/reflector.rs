@@ -1,7 +1,7 @@
 //! A bare AF_XDP reflector: what comes in on one interface goes out on the other, untouched, from
 //! one spinning thread. The least that any device between two AF_XDP ports can cost.
 
-use super::xdp_socket::{FRAMES_PER_SOCKET, Umem, XdpSocket};
+use super::xdp_socket::{Binding, FRAMES_PER_SOCKET, Umem, XdpSocket};
 use super::{OtherSide, is_over, now_and_then};
 use crate::error::Error;
 use crate::machine::{netns, own_name, pin};
@@ -40,14 +40,13 @@ pub struct Steered {
 }
 
 impl Steered {
-    /// Opens the socket and attaches the program, in this thread's network namespace. `shared`:
-    /// a socket that registered the same memory.
+    /// Opens the socket and attaches the program, in this thread's network namespace.
     pub fn open(
         interface: &str,
         umem: &std::sync::Arc<Umem>,
-        shared: Option<&XdpSocket>,
+        binding: Binding,
     ) -> Result<Steered, Error> {
-        let socket = XdpSocket::open(interface, umem, shared).map_err(Error::system(format!(
+        let socket = XdpSocket::open(interface, umem, binding).map_err(Error::system(format!(
             "cannot open an AF_XDP socket on `{interface}` (it needs root or CAP_NET_RAW, and a \
              queue that nobody else has: `ss --xdp`)"
         )))?;
@@ -88,8 +87,8 @@ impl Reflector {
         netns::within(netns, || {
             let umem = Umem::new(2 * FRAMES_PER_SOCKET)
                 .map_err(Error::system("cannot map frame memory"))?;
-            let mut a = Steered::open(a, &umem, None)?;
-            let mut b = Steered::open(b, &umem, Some(&a.socket))?;
+            let mut a = Steered::open(a, &umem, Binding::SingleBuffer)?;
+            let mut b = Steered::open(b, &umem, Binding::Shared(&a.socket))?;
             for (index, addr) in umem.frames().enumerate() {
                 let side = if index % 2 == 0 { &mut a } else { &mut b };
                 assert!(side.socket.give(addr), "a fill ring is smaller than its frames");

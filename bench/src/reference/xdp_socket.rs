@@ -189,6 +189,19 @@ pub struct Received {
     pub addr: u64,
     /// Its length.
     pub len: u32,
+    /// Whether the frame goes on in the next entry ([`Binding::MultiBuffer`] only).
+    pub more: bool,
+}
+
+/// How a socket is bound.
+#[derive(Clone, Copy)]
+pub enum Binding<'a> {
+    /// With memory of its own; frames that do not fit into one of its frames are dropped.
+    SingleBuffer,
+    /// With memory of its own; longer frames take several entries.
+    MultiBuffer,
+    /// As the socket that registered the same memory.
+    Shared(&'a XdpSocket),
 }
 
 /// A socket on queue 0 of an interface. The rings go before the descriptor: they hold the socket.
@@ -206,12 +219,8 @@ unsafe impl Send for XdpSocket {}
 
 impl XdpSocket {
     /// Opens a socket on queue 0 of `interface` in this thread's network namespace. The first
-    /// socket of a umem registers it; others name one that did as `shared`.
-    pub fn open(
-        interface: &str,
-        umem: &Arc<Umem>,
-        shared: Option<&XdpSocket>,
-    ) -> io::Result<XdpSocket> {
+    /// socket of a umem registers it; others are bound as [`Binding::Shared`] with one that did.
+    pub fn open(interface: &str, umem: &Arc<Umem>, binding: Binding) -> io::Result<XdpSocket> {
         let name = CString::new(interface)?;
         // SAFETY: a NUL-terminated name.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -226,7 +235,7 @@ impl XdpSocket {
         // SAFETY: just made, owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let raw = fd.as_raw_fd();
-        if shared.is_none() {
+        if !matches!(binding, Binding::Shared(_)) {
             register(raw, umem)?;
         }
         for ring in [
@@ -242,7 +251,7 @@ impl XdpSocket {
         let completion = Ring::map(raw, &offsets.cr, libc::XDP_UMEM_PGOFF_COMPLETION_RING, false)?;
         let rx = Ring::map(raw, &offsets.rx, libc::XDP_PGOFF_RX_RING as u64, false)?;
         let tx = Ring::map(raw, &offsets.tx, libc::XDP_PGOFF_TX_RING as u64, true)?;
-        bind(raw, index, shared)?;
+        bind(raw, index, binding)?;
         // Absent before 6.17: sending then takes more system calls.
         let _ = set_option(raw, XDP_MAX_TX_SKB_BUDGET, &RING_ENTRIES);
         Ok(XdpSocket { fill, completion, rx, tx, fd, _umem: umem.clone() })
@@ -276,6 +285,13 @@ impl XdpSocket {
         self.tx.put(libc::xdp_desc { addr, len, options: 0 })
     }
 
+    /// As [`send`](Self::send) for one part of a frame; `more` parts follow.
+    #[inline]
+    pub fn send_part(&mut self, addr: u64, len: u32, more: bool) -> bool {
+        let options = if more { libc::XDP_PKT_CONTD } else { 0 };
+        self.tx.put(libc::xdp_desc { addr, len, options })
+    }
+
     /// Asks the kernel to send what is in the ring.
     #[inline]
     pub fn kick(&mut self) {
@@ -298,7 +314,8 @@ impl XdpSocket {
     #[inline]
     pub fn receive(&mut self) -> Option<Received> {
         let entry = self.rx.take()?;
-        Some(Received { addr: entry.addr, len: entry.len })
+        let more = entry.options & libc::XDP_PKT_CONTD != 0;
+        Some(Received { addr: entry.addr, len: entry.len, more })
     }
 
     /// Lets the kernel use the entries of received frames again.
@@ -330,17 +347,20 @@ fn register(fd: RawFd, umem: &Umem) -> io::Result<()> {
     set_option(fd, libc::XDP_UMEM_REG, &registration)
 }
 
-fn bind(fd: RawFd, index: u32, shared: Option<&XdpSocket>) -> io::Result<()> {
+fn bind(fd: RawFd, index: u32, binding: Binding) -> io::Result<()> {
     // SAFETY: a structure of integers, valid when zero.
     let mut address: libc::sockaddr_xdp = unsafe { std::mem::zeroed() };
     address.sxdp_family = libc::AF_XDP as u16;
     address.sxdp_ifindex = index;
-    match shared {
-        Some(first) => {
+    match binding {
+        Binding::Shared(first) => {
             address.sxdp_flags = libc::XDP_SHARED_UMEM;
             address.sxdp_shared_umem_fd = first.fd() as u32;
         }
-        None => address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP,
+        Binding::SingleBuffer => address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP,
+        Binding::MultiBuffer => {
+            address.sxdp_flags = libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG;
+        }
     }
     let bytes = size_of_val(&address) as libc::socklen_t;
     let began = Instant::now();
