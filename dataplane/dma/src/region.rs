@@ -95,7 +95,7 @@ impl Region {
     }
 
     /// The address of the first frame, to register the region with the kernel.
-    pub fn base(&self) -> NonNull<u8> {
+    pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
 
@@ -117,15 +117,10 @@ impl Region {
         Some(list)
     }
 
-    /// Frames not yet handed out by [`carve`](Self::carve).
-    pub fn uncarved(&self) -> u32 {
-        self.frames - self.carved.load(Ordering::Relaxed)
-    }
-
     /// Gives a frame away (to the kernel): its offset in the region. The caller sees to it that
     /// the address comes back through [`adopt`](Self::adopt).
     #[inline(always)]
-    pub fn release(&self, frame: Frame) -> u64 {
+    pub(crate) fn release(&self, frame: Frame) -> u64 {
         let offset = frame.start().as_ptr() as usize - self.base.as_ptr() as usize;
         debug_assert!(offset < self.bytes(), "a frame of another region");
         offset as u64
@@ -137,7 +132,7 @@ impl Region {
     /// The frame was given away by [`release`](Self::release) and the kernel returned it just now,
     /// once: nobody else uses it.
     #[inline(always)]
-    pub unsafe fn adopt(&self, offset: u64) -> Option<Frame> {
+    pub(crate) unsafe fn adopt(&self, offset: u64) -> Option<Frame> {
         let start = offset as usize & !(FRAME_BYTES - 1);
         // SAFETY: inside the mapping (checked here); unique by the caller's promise.
         (start < self.bytes()).then(|| unsafe { Frame::from_start(self.base.add(start)) })

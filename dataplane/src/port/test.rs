@@ -16,7 +16,6 @@ use std::sync::Arc;
 pub struct TestPort {
     port: PortId,
     capacity: usize,
-    max_frame_bytes: usize,
     counters: Arc<PortCounters>,
     incoming: VecDeque<Chain>,
     sent: VecDeque<Chain>,
@@ -30,18 +29,12 @@ impl TestPort {
         TestPort {
             port,
             capacity,
-            max_frame_bytes: MAX_FRAMES * DATA_BYTES,
             counters,
             incoming: VecDeque::with_capacity(capacity),
             sent: VecDeque::with_capacity(capacity),
             capture: None,
             now_ns: 0,
         }
-    }
-
-    /// The same port, claiming to send frames of at most `bytes`.
-    pub fn with_max_frame_bytes(self, bytes: usize) -> TestPort {
-        TestPort { max_frame_bytes: bytes, ..self }
     }
 
     /// Writes everything received and sent from now on to `out` as pcap, with the times given to
@@ -140,7 +133,7 @@ impl Port for TestPort {
     }
 
     fn max_frame_bytes(&self) -> usize {
-        self.max_frame_bytes
+        MAX_FRAMES * DATA_BYTES
     }
 
     fn wake_fd(&self) -> Option<RawFd> {

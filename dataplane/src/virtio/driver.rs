@@ -376,11 +376,6 @@ impl BlkDriver {
         &mut self.queues[usize::from(queue)].ring
     }
 
-    /// The vhost-user connection, to send it what no front end should.
-    pub fn frontend_mut(&mut self) -> &mut Frontend {
-        &mut self.frontend
-    }
-
     /// The guest-physical address of a slot's data area.
     pub fn data_address(&self, slot: u16) -> u64 {
         GUEST_BASE + self.data_base + u64::from(slot) * self.data_stride

@@ -124,7 +124,6 @@ pub struct Disk {
     dirty: u32,
     /// Where the next turn begins, so that no ring starves another.
     first: u16,
-    generation: u32,
     counters: Arc<DiskCounters>,
 }
 
@@ -150,7 +149,6 @@ impl Disk {
             chain: DescriptorChain::default(),
             dirty: 0,
             first: 0,
-            generation: 0,
             counters: Arc::default(),
         }
     }
@@ -255,14 +253,9 @@ impl Disk {
         }
     }
 
-    /// The descriptors to sleep on, valid until [`generation`](Self::generation) changes.
+    /// The descriptors to sleep on, valid until the next turn.
     pub fn wake_fds(&self) -> impl Iterator<Item = RawFd> {
         self.rings.iter().flatten().filter_map(|ring| ring.with.kick.as_ref()?.as_raw_fd().into())
-    }
-
-    /// Changes whenever [`wake_fds`](Self::wake_fds) does.
-    pub fn generation(&self) -> u32 {
-        self.generation
     }
 
     #[inline]
@@ -291,7 +284,6 @@ impl Disk {
         let driven = Driven { with, in_flight: 0, stopping: false, told_broken: false };
         let before = self.rings[usize::from(ring)].replace(driven);
         assert!(before.is_none(), "control started a ring twice");
-        self.generation = self.generation.wrapping_add(1);
         self.count_rings();
     }
 
@@ -308,7 +300,6 @@ impl Disk {
             self.publish(ring);
         }
         let with = self.rings[usize::from(ring)].take().map(|driven| driven.with);
-        self.generation = self.generation.wrapping_add(1);
         self.count_rings();
         self.mailbox.give(DiskReturn::Stopped { ring, with });
     }

@@ -195,9 +195,6 @@ pub enum OpenError {
     /// A file volume could not be opened.
     #[error(transparent)]
     File(#[from] FileError),
-    /// There is no transport for it.
-    #[error("remote volumes are not served by this version; use `mem` or `file`")]
-    Remote,
 }
 
 /// A volume as a worker sees it.

@@ -292,16 +292,6 @@ impl Export {
         self.epoll.as_raw_fd()
     }
 
-    /// As [`wake_fd`](Self::wake_fd), appended to a list.
-    pub fn wake_fds(&self, out: &mut Vec<RawFd>) {
-        out.push(self.wake_fd());
-    }
-
-    /// When timeouts have to be looked at next, if any can pass.
-    pub fn next_timeout_ns(&self) -> Option<u64> {
-        (!self.live.is_empty()).then_some(self.ticked_ns + TICK_NS)
-    }
-
     /// Ends all connections and gives the frames back that no I/O uses; `false`: I/Os are still
     /// in flight, to be completed before another call.
     pub fn close_all(&mut self, free: &mut FreeList) -> bool {
