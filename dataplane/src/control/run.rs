@@ -141,7 +141,7 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let mut ways = Ways::new(&plan)?;
     let tables = Arc::new(ways.tables(&plan));
     let mut shares = shares(region, plan.workers.len());
-    let (stores, storage) = stores::make(&plan, &bells, &mut shares)?;
+    let (mut stores, storage) = stores::make(&plan, &bells, &mut shares)?;
     let storage = storage.into_iter().zip(shares).collect();
     let pins = instance.as_ref().map_or(Path::new(""), Instance::directory);
     let House { workers, handles, steering } =
@@ -150,6 +150,7 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let steering = Arc::new(Mutex::new(steering));
     let snapshot = Snapshot::new(&plan, &handles, &steering, &stores);
     let mut ports = Ports::new(pins.to_owned(), region, &handles, &steering);
+    stores.keep_files();
     let outcome = start(&plan, workers, &handles).and_then(|threads| {
         let served = socket.serve(move || snapshot.take());
         if served.is_ok() {

@@ -16,6 +16,7 @@ use crate::worker::{Storage, User, VolumeSlot};
 use outboard_dma::FreeList;
 use outboard_rdma::nvmf::identify::Identity;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Rings that a disk needs per queue: twice while a guest moves to another process.
@@ -49,6 +50,7 @@ pub enum StoreError {
 pub struct Stores {
     sockets: Vec<VhostServer>,
     listeners: Vec<Listener>,
+    made: MadeFiles,
     /// By the plan's volumes; those that are not remote have none.
     pub connectors: Vec<Option<Arc<Connector>>>,
     /// Sizes by the plan's volumes.
@@ -57,6 +59,20 @@ pub struct Stores {
     pub disks: Vec<Arc<DiskCounters>>,
     /// Counts by the plan's exports.
     pub exports: Vec<Arc<ExportCounters>>,
+}
+
+/// Files that this start has made; removed when dropped.
+#[derive(Debug, Default)]
+struct MadeFiles(Vec<PathBuf>);
+
+impl Drop for MadeFiles {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!("cannot remove {}, made in vain: {error}", path.display());
+            }
+        }
+    }
 }
 
 /// Opens every volume, serves every disk and export; the storage rooms are in the order of the
@@ -74,6 +90,11 @@ pub fn make(
     let mut slots: Vec<Vec<VolumeSlot>> = plan.workers.iter().map(|_| Vec::new()).collect();
     for (index, wanted) in plan.volumes.iter().enumerate() {
         let (volume, connector) = open(wanted)?;
+        if let (Volume::File(file), Backing::File { path, .. }) = (&volume, &wanted.backing)
+            && file.made()
+        {
+            stores.made.0.push(path.clone());
+        }
         stores.connectors.push(connector.map(Arc::new));
         stores.volumes.push(volume.geometry());
         let worker = usize::from(wanted.worker);
@@ -122,6 +143,11 @@ fn open(wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError
 }
 
 impl Stores {
+    /// From now on guests may write: files of volumes stay, whatever happens.
+    pub fn keep_files(&mut self) {
+        self.made.0.clear();
+    }
+
     /// The disks on volume `index`.
     fn serve_disks(
         &mut self,

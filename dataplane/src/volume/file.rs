@@ -33,6 +33,7 @@ const MAX_ATTEMPTS: u8 = 16;
 pub struct File {
     geometry: Geometry,
     direct: Option<Alignment>,
+    made: bool,
     ring: FileRing,
     slots: Box<[Slot]>,
     free: Vec<u16>,
@@ -121,6 +122,7 @@ impl File {
         Ok(File {
             geometry: opened.geometry,
             direct: opened.direct,
+            made: opened.made,
             ring,
             slots: (0..DEPTH).map(slot).collect(),
             free: (0..DEPTH as u16).rev().collect(),
@@ -132,6 +134,11 @@ impl File {
     /// Whether the page cache is bypassed; `false` only where the file system refuses that.
     pub fn direct(&self) -> bool {
         self.direct.is_some()
+    }
+
+    /// Whether opening it made the file.
+    pub fn made(&self) -> bool {
+        self.made
     }
 
     /// What is counted, to read from another thread.

@@ -13,14 +13,19 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a lock may be held by a process that has ended: the kernel closes the files of an
+/// io_uring only once what was in flight has ended, a while after the process is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is tried meanwhile.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 
 /// Why a file volume could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// There is nothing at the path.
-    #[error(
-        "{path}: no such file; set `create_bytes` to have it made, or run `truncate -s 1G {path}`"
-    )]
+    #[error("{path}: no such file; set `create` to have it made, or run `truncate -s 1G {path}`")]
     Missing {
         /// The volume's path.
         path: PathBuf,
@@ -48,7 +53,7 @@ pub enum FileError {
     /// Its size is no number of blocks.
     #[error(
         "{path} has {bytes} bytes, which is not a multiple (above zero) of \
-         block_bytes = {block_bytes}; resize it with `truncate`, or set `create_bytes` right"
+         block_bytes = {block_bytes}; resize it with `truncate`, or set `create` right"
     )]
     Size {
         /// The volume's path.
@@ -72,7 +77,7 @@ pub enum FileError {
         need: u32,
     },
     /// It could not be made.
-    #[error("cannot make {path} of {bytes} bytes: {source}; free space, or lower `create_bytes`")]
+    #[error("cannot make {path} of {bytes} bytes: {source}; free space, or lower `create`")]
     Create {
         /// The volume's path.
         path: PathBuf,
@@ -101,6 +106,8 @@ pub(super) struct Opened {
     pub geometry: Geometry,
     /// How direct I/O must be aligned; `None`: the file system refuses it.
     pub direct: Option<Alignment>,
+    /// Whether it was made just now.
+    pub made: bool,
 }
 
 /// What direct I/O demands, in bytes; powers of two.
@@ -112,26 +119,52 @@ pub(super) struct Alignment {
     pub offset: u32,
 }
 
-/// Opens `path`; makes it with `create_bytes` bytes when it is missing and that is given.
+/// Opens `path`; makes it with `create_bytes` bytes when it is missing and that is given. What was
+/// made and cannot be used is not left.
 pub(super) fn open(
     path: &Path,
     block_bytes: u32,
     read_only: bool,
     create_bytes: Option<u64>,
 ) -> Result<Opened, FileError> {
-    let size_error = |bytes| FileError::Size { path: path.into(), bytes, block_bytes };
+    let mut made = false;
     if let Some(bytes) = create_bytes
         && !path.exists()
     {
         if bytes == 0 || !bytes.is_multiple_of(u64::from(block_bytes)) {
-            return Err(size_error(bytes));
+            return Err(FileError::Size { path: path.into(), bytes, block_bytes });
         }
-        create(path, bytes).map_err(|source| FileError::Create {
+        made = create(path, bytes).map_err(|source| FileError::Create {
             path: path.into(),
             bytes,
             source,
         })?;
     }
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let outcome = loop {
+        match open_made(path, block_bytes, read_only) {
+            Err(FileError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_LOOK);
+            }
+            outcome => break outcome,
+        }
+    };
+    match outcome {
+        Ok(opened) => Ok(Opened { made, ..opened }),
+        // Somebody else uses it already.
+        Err(error @ FileError::InUse { .. }) => Err(error),
+        Err(error) => {
+            if made {
+                // Best effort: the reason why it cannot be used is what counts.
+                let _ = std::fs::remove_file(path);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Opens what is there.
+fn open_made(path: &Path, block_bytes: u32, read_only: bool) -> Result<Opened, FileError> {
     let (fd, kind, refused) = open_existing(path, read_only)?;
     let lock = if read_only {
         FlockOperation::NonBlockingLockShared
@@ -148,7 +181,7 @@ pub(super) fn open(
         .seek(SeekFrom::End(0))
         .map_err(|source| FileError::Open { path: path.into(), source })?;
     if bytes == 0 || !bytes.is_multiple_of(u64::from(block_bytes)) {
-        return Err(size_error(bytes));
+        return Err(FileError::Size { path: path.into(), bytes, block_bytes });
     }
     let direct =
         if refused { None } else { alignment(&file, kind, block_bytes).map_err(open_error)? };
@@ -160,7 +193,7 @@ pub(super) fn open(
         None => buffered(&file).map_err(open_error)?,
     }
     let blocks = bytes / u64::from(block_bytes);
-    Ok(Opened { file, geometry: Geometry { block_bytes, blocks, read_only }, direct })
+    Ok(Opened { file, geometry: Geometry { block_bytes, blocks, read_only }, direct, made: false })
 }
 
 /// The descriptor, what it is, and whether O_DIRECT was refused.
@@ -227,8 +260,9 @@ fn buffered(file: &File) -> rustix::io::Result<()> {
     fs::fcntl_setfl(file, flags - OFlags::DIRECT)
 }
 
-/// Makes the whole file under another name first, so that nobody ever opens half of one.
-fn create(path: &Path, bytes: u64) -> std::io::Result<()> {
+/// Makes the whole file under another name first, so that nobody ever opens half of one. `false`:
+/// somebody else has made it meanwhile.
+fn create(path: &Path, bytes: u64) -> std::io::Result<bool> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let new = PathBuf::from(name);
@@ -239,8 +273,8 @@ fn create(path: &Path, bytes: u64) -> std::io::Result<()> {
     }
     match made {
         // Somebody else was faster; then it is not missing any more.
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) && path.exists() => Ok(()),
-        made => made,
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) && path.exists() => Ok(false),
+        made => made.map(|()| true),
     }
 }
 

@@ -148,7 +148,7 @@ fn what_cannot_be_opened_is_named_with_the_remedy() {
         File::open(path, block_bytes, false, create).unwrap_err().to_string()
     };
     let missing = folder.file("none");
-    assert!(message(&missing, 512, None).contains("no such file; set `create_bytes`"));
+    assert!(message(&missing, 512, None).contains("no such file; set `create`"));
     assert!(message(&missing, 512, Some(1000)).contains("not a multiple"));
     assert!(message(&missing, 512, Some(0)).contains("not a multiple"));
     assert!(message(&missing, 4096, Some(1 << 62)).contains("free space, or lower"));
