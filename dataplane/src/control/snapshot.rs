@@ -124,11 +124,15 @@ impl Snapshot {
         stats.collect()
     }
 
-    /// I/Os of guests in flight on volume `index`.
+    /// I/Os of guests and other hosts in flight on volume `index`.
     fn in_flight(&self, index: usize) -> u32 {
         let disks = self.plan.disks.iter().zip(&self.disks);
         let own = disks.filter(|(disk, _)| usize::from(disk.volume) == index);
-        own.map(|(_, counters)| counters.in_flight.get() as u32).sum()
+        let guests: u64 = own.map(|(_, counters)| counters.in_flight.get()).sum();
+        let exports = self.plan.exports.iter().zip(&self.exports);
+        let own = exports.filter(|(export, _)| usize::from(export.volume) == index);
+        let hosts: u64 = own.map(|(_, counters)| counters.in_flight.get()).sum();
+        (guests + hosts) as u32
     }
 
     fn exports(&self) -> Vec<ExportStats> {

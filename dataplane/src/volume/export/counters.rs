@@ -69,6 +69,8 @@ pub struct ExportCounters {
     pub turned_away: Counter,
     /// I/O commands taken.
     pub commands: Counter,
+    /// I/Os that the volume has now.
+    pub in_flight: Counter,
     /// Reads that ended.
     pub reads: Counter,
     /// Writes that ended.
@@ -89,6 +91,7 @@ impl Default for ExportCounters {
             accepted: Counter::default(),
             turned_away: Counter::default(),
             commands: Counter::default(),
+            in_flight: Counter::default(),
             reads: Counter::default(),
             writes: Counter::default(),
             flushes: Counter::default(),

@@ -144,6 +144,8 @@ pub struct Export {
     pool: Pool,
     /// Commands that the volume had no room for, by `Tag::slot`.
     backlog: VecDeque<u16>,
+    /// I/Os that the volume has.
+    in_flight: u32,
     /// Memory or room in an outbox became free since held connections were last looked at.
     has_freed: bool,
     doorway: Receiver<TcpStream>,
@@ -199,6 +201,7 @@ impl Export {
             hot: ArrayVec::new(),
             pool: Pool::new(config.connections, config.shared_frames, free),
             backlog: VecDeque::with_capacity(usize::from(config.connections) * usize::from(slots)),
+            in_flight: 0,
             has_freed: false,
             doorway,
             bell: Arc::clone(&bell),
@@ -252,6 +255,8 @@ impl Export {
     /// Takes the outcome of an I/O that this export submitted.
     pub fn complete(&mut self, done: Done) {
         let (index, slot) = (done.tag.slot / self.slots, done.tag.slot % self.slots);
+        self.in_flight -= 1;
+        self.counters.in_flight.set(self.in_flight.into());
         let connection = &mut self.connections[usize::from(index)];
         let op = connection.work(slot).op;
         self.counters.count(op, done.status);
@@ -418,7 +423,10 @@ impl Export {
             _ => (lba * block_bytes, &segments),
         };
         let tag = Tag { owner: self.owner, slot: number };
-        volume.submit(now_ns, &Io { tag, op, offset_bytes, segments }).is_ok()
+        let is_taken = volume.submit(now_ns, &Io { tag, op, offset_bytes, segments }).is_ok();
+        self.in_flight += u32::from(is_taken);
+        self.counters.in_flight.set(self.in_flight.into());
+        is_taken
     }
 
     /// Submits what is in line, as far as the volume has room.
