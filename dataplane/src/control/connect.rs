@@ -96,6 +96,9 @@ fn hint(error: &SetupError) -> &'static str {
         SetupError::Refused { status, .. } if status.plain() == StatusCode::CONNECT_PARAMETER => {
             "; is the subsystem's name right?"
         }
+        SetupError::Refused { status, .. } if status.plain() == StatusCode::INVALID_NAMESPACE => {
+            "; is `nsid` right? An export of Outboard has namespace 1 alone"
+        }
         _ => "",
     }
 }
@@ -266,6 +269,7 @@ impl Keeper {
 
     fn reconnect(&self) -> Option<Association> {
         let mut pause = FIRST_PAUSE;
+        let mut told = String::new();
         loop {
             let [is_stopped, _] = self.wait(None, pause).unwrap_or([true, false]);
             if is_stopped {
@@ -277,8 +281,13 @@ impl Keeper {
             match self.attempt() {
                 Ok(association) => return Some(association),
                 Err(error) => {
-                    tracing::warn!("{error}; again in {} ms", pause.as_millis());
-                    self.say(error.to_string());
+                    let text = error.to_string();
+                    // A target may be away for days: what has been said is not said again.
+                    if text != told {
+                        tracing::warn!("{text}; trying again");
+                        told.clone_from(&text);
+                    }
+                    self.say(text);
                 }
             }
         }
