@@ -53,6 +53,16 @@ fn the_example_is_what_it_says() {
 }
 
 #[test]
+fn what_the_readme_shows_is_right() {
+    let readme = include_str!("../../../README.md");
+    let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let [host, storage] = blocks.collect::<Vec<_>>()[..] else { panic!("two blocks of TOML") };
+    assert_eq!(plan(host).ports.len(), 2);
+    let whole = plan(&format!("{host}{storage}"));
+    assert_eq!((whole.volumes.len(), whole.disks.len()), (1, 1));
+}
+
+#[test]
 fn an_almost_empty_file_gets_defaults() {
     let plan = plan("name = 'a'");
     let runtime = Runtime { mode: WaitMode::Adaptive, spin_us: 50, region_mib: 64, flows: 65_536 };
