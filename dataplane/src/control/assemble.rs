@@ -69,6 +69,47 @@ pub fn assemble(
 ) -> Result<House, RunError> {
     let counters: Vec<Vec<Arc<PortCounters>>> =
         plan.workers.iter().map(|_| plan.ports.iter().map(|_| Arc::default()).collect()).collect();
+    let (steering, queues) = open_ports(plan, pins, region, &counters)?;
+    let seed = Seed::new(random());
+    let (mut workers, mut handles) = (Vec::new(), Vec::new());
+    let rooms = storage.into_iter().zip(queues).zip(peers(&bells));
+    for (index, (((storage, free), queues), peers)) in rooms.enumerate() {
+        let (mailbox, inbox) = bounded(MAILBOX);
+        let (outbox, retired) = bounded(MAILBOX);
+        let switch = Switch::new(plan.runtime.flows, seed, Arc::clone(tables));
+        let handle = Handle {
+            mailbox,
+            retired,
+            bell: Arc::clone(&bells[index]),
+            counters: Arc::default(),
+            switch: switch.counters(),
+            ports: counters[index].clone(),
+        };
+        let ports = handle.ports.clone();
+        let network = Network::new(queues, exits(plan, index), peers, switch, ports);
+        let fittings = Fittings {
+            free,
+            share_frames: share_frames(region, plan.workers.len()) as usize,
+            mailbox: inbox,
+            retired: outbox,
+            bell: Arc::clone(&handle.bell),
+            waiting: waiting(plan),
+            counters: Arc::clone(&handle.counters),
+        };
+        workers.push(Worker::new(network, storage, fittings));
+        handles.push(handle);
+    }
+    Ok(House { workers, handles, steering })
+}
+
+/// Attaches every program and opens every queue: programs by port, queues by the worker that owns
+/// them, there in the order of the ports. `counters` are by worker and port.
+fn open_ports(
+    plan: &Plan,
+    pins: &Path,
+    region: &'static Region,
+    counters: &[Vec<Arc<PortCounters>>],
+) -> Result<(Vec<Steering>, Vec<Vec<Queue>>), RunError> {
     let mut steering = Vec::new();
     let mut queues: Vec<Vec<Queue>> = plan.workers.iter().map(|_| Vec::new()).collect();
     for (index, port) in plan.ports.iter().enumerate() {
@@ -86,43 +127,7 @@ pub fn assemble(
             }
         }
     }
-    let mut peers = peers(&bells);
-    let seed = Seed::new(random());
-    let (mut workers, mut handles) = (Vec::new(), Vec::new());
-    for (index, (storage, free)) in storage.into_iter().enumerate() {
-        let (mailbox, inbox) = bounded(MAILBOX);
-        let (outbox, retired) = bounded(MAILBOX);
-        let switch = Switch::new(plan.runtime.flows, seed, Arc::clone(tables));
-        let switch_counters = switch.counters();
-        let queues = std::mem::take(&mut queues[index]);
-        let network = Network::new(
-            queues,
-            exits(plan, index),
-            std::mem::take(&mut peers[index]),
-            switch,
-            counters[index].clone(),
-        );
-        let worker_counters = Arc::<WorkerCounters>::default();
-        let fittings = Fittings {
-            free,
-            share_frames: share_frames(region, plan.workers.len()) as usize,
-            mailbox: inbox,
-            retired: outbox,
-            bell: Arc::clone(&bells[index]),
-            waiting: waiting(plan),
-            counters: Arc::clone(&worker_counters),
-        };
-        workers.push(Worker::new(network, storage, fittings));
-        handles.push(Handle {
-            mailbox,
-            retired,
-            bell: Arc::clone(&bells[index]),
-            counters: worker_counters,
-            switch: switch_counters,
-            ports: counters[index].clone(),
-        });
-    }
-    Ok(House { workers, handles, steering })
+    Ok((steering, queues))
 }
 
 /// Takes the XDP programs off their interfaces; what cannot be taken off is told.
@@ -240,17 +245,10 @@ fn check_mtu(plan: &Plan, index: usize, found: usize) -> Result<(), RunError> {
 /// Rings as large as the worker's share of the frames carries: half of the share may lie in fill
 /// rings at once, the other half is on the way.
 fn ring_sizes(plan: &Plan, region: &Region) -> RingSizes {
-    let most = plan
-        .workers
-        .iter()
-        .enumerate()
-        .map(|(worker, _)| owned_queues(plan, worker))
-        .max()
-        .unwrap_or(1)
-        .max(1);
-    let share = region.frames() as usize / plan.workers.len() / 2 / most;
-    let entries = (share.max(64) as u32).min(2048);
-    let entries = if entries.is_power_of_two() { entries } else { entries.next_power_of_two() / 2 };
+    let queues = (0..plan.workers.len()).map(|worker| owned_queues(plan, worker));
+    let most = queues.max().unwrap_or(0).max(1);
+    let share = share_frames(region, plan.workers.len()) as usize / 2 / most;
+    let entries = 1 << share.clamp(64, 2048).ilog2();
     RingSizes { fill: entries, rx: entries, tx: entries, completion: entries }
 }
 

@@ -226,7 +226,7 @@ impl Worker {
     }
 
     fn retire(&self, what: Retired) {
-        // When control is gone there is nobody to free it but us.
+        // When control is gone, or has not looked for a whole mailbox, it is freed here.
         let _ = self.retired.try_send(what);
     }
 
