@@ -1,5 +1,9 @@
 //! Stream sockets that read into segments and write from them: one system call for many places,
 //! never waiting (MSG_DONTWAIT).
+//!
+//! A guest may take its memory away while a segment names it. The kernel says EFAULT then, and has
+//! moved nothing; the pages are touched, so that zeros take their place as after any access (see
+//! `sigbus`), and the call is made once more: the stream goes on.
 
 use crate::Segment;
 use arrayvec::ArrayVec;
@@ -58,6 +62,17 @@ impl<'a> Gather<'a> {
 
     /// Sends what the socket takes now; how much. `WouldBlock`: it takes nothing now.
     pub fn send(&self, socket: BorrowedFd) -> io::Result<usize> {
+        match self.send_once(socket) {
+            Err(error) if is_fault(&error) => {
+                touch(&self.places);
+                self.send_once(socket)
+            }
+            outcome => outcome,
+        }
+    }
+
+    #[inline(always)]
+    fn send_once(&self, socket: BorrowedFd) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         if let [place] = self.places[..] {
             // SAFETY: the place is a slice that is borrowed for 'a, or a segment, whose maker
@@ -93,6 +108,17 @@ impl<'a> Scatter<'a> {
 
     /// Receives what is there; how much, 0 when the peer has closed. `WouldBlock`: nothing is.
     pub fn receive(&mut self, socket: BorrowedFd) -> io::Result<usize> {
+        match self.receive_once(socket) {
+            Err(error) if is_fault(&error) => {
+                touch(&self.places);
+                self.receive_once(socket)
+            }
+            outcome => outcome,
+        }
+    }
+
+    #[inline(always)]
+    fn receive_once(&mut self, socket: BorrowedFd) -> io::Result<usize> {
         let mut message = message(self.places.as_mut_ptr(), self.places.len());
         // SAFETY: `message` names `places`, which lives over the call; each place is a slice that
         // is borrowed mutably for 'a, or a segment, whose maker keeps it mapped and writable.
@@ -136,6 +162,29 @@ fn message(places: *mut libc::iovec, count: usize) -> libc::msghdr {
     message
 }
 
+fn is_fault(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
+}
+
+/// Reads a byte of every page of these places.
+#[cold]
+fn touch(places: &[libc::iovec]) {
+    const PAGE_BYTES: usize = 4096;
+    for place in places {
+        let start = place.iov_base as usize;
+        let end = start + place.iov_len;
+        let mut at = start;
+        while at < end {
+            let offset = at - start;
+            // SAFETY: inside of a place, which is mapped (see `send` and `receive`); where pages
+            // behind the mapping were taken away the SIGBUS handler puts others. The value is not
+            // used, and a volatile read of a byte that others write is a plain load.
+            unsafe { place.iov_base.cast::<u8>().add(offset).read_volatile() };
+            at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+        }
+    }
+}
+
 fn checked(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -143,7 +192,9 @@ fn checked(result: isize) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Frame, FreeList, Region};
+    use crate::{Frame, FreeList, GuestMemory, Region};
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
@@ -184,6 +235,46 @@ mod tests {
         let mut gather = Gather::new();
         gather.push(&[1]);
         assert_eq!(gather.send(near.as_fd()).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn memory_that_its_owner_took_away_is_zeros_and_ends_no_stream() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        for bytes in [4096, 8192 + 100] {
+            let share = || GuestMemory::share(16384, 0, 0x1000).unwrap();
+            // Sent from, after a header.
+            let (memory, _, file) = share();
+            let segment = memory.segment(4000, bytes).unwrap();
+            assert!(segment.copy_from(0, &vec![7; bytes as usize]));
+            file.set_len(0).unwrap();
+            let mut gather = Gather::new();
+            assert!(gather.push_segment(&segment));
+            assert_eq!(gather.send(near.as_fd()).unwrap(), bytes as usize);
+            let mut got = vec![1; bytes as usize];
+            far.read_exact(&mut got).unwrap();
+            assert!(got.iter().all(|byte| *byte == 0));
+            // Received into, and what follows goes where it belongs.
+            let (memory, _, file) = share();
+            let segment = memory.segment(4000, bytes).unwrap();
+            file.set_len(0).unwrap();
+            far.write_all(&vec![9; bytes as usize + 1]).unwrap();
+            while peeked(&near) <= bytes as usize {
+                std::thread::yield_now();
+            }
+            let mut last = [0];
+            let mut scatter = Scatter::new();
+            assert!(scatter.push_segment(&segment) && scatter.push(&mut last));
+            assert_eq!(scatter.receive(near.as_fd()).unwrap(), bytes as usize + 1);
+            assert_eq!(last, [9]);
+            assert!(memory.is_torn());
+        }
+    }
+
+    /// Bytes that wait in a socket.
+    fn peeked(socket: &TcpStream) -> usize {
+        socket.peek(&mut [0; 16384]).unwrap()
     }
 
     #[test]

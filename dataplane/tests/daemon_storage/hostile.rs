@@ -1,8 +1,10 @@
 //! Strangers at an export's port while a host does verified I/O.
 
 use crate::guest::{Guest, Oracle};
-use crate::host::{Host, NQN, Scratch, address, count, file_target, remote_disk, until};
+use crate::host::{Host, NQN, Scratch, address, count, disk, file_target, remote_disk, until};
+use outboard::virtio::driver::{BlkDriver, DriverOp};
 use outboard_sim::Rng;
+use std::fs::File;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -89,5 +91,63 @@ fn a_host_comes_in_while_strangers_crowd() {
     initiator.stop();
     // Stopped with strangers connected.
     let _idle: Vec<TcpStream> = (0..10).map(|_| stranger(address, &icreq()[..9])).collect();
+    target.stop();
+}
+
+/// A guest whose memory can be cut: the only mapping of its size here.
+struct Cutter {
+    driver: BlkDriver,
+    file: File,
+}
+
+impl Cutter {
+    /// The rings and what describes the I/Os of 3 slots; their data follows.
+    const KEPT: u64 = 8192;
+    const IO_BYTES: u32 = 20 << 10;
+
+    fn new(scratch: &Scratch, disk: &str) -> Cutter {
+        let socket = scratch.path(&format!("disk-{disk}.sock"));
+        let driver = BlkDriver::connect(&socket, 64, 3, Cutter::IO_BYTES).unwrap();
+        let bytes = Cutter::KEPT + 3 * u64::from(Cutter::IO_BYTES);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let ranges = maps.lines().filter_map(|line| line.split_once(' '));
+        let mut ranges = ranges.map(|(range, _)| range).filter(|range| {
+            let (start, end) = range.split_once('-').unwrap();
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            number(end) - number(start) == bytes
+        });
+        let range = ranges.next().expect("it is mapped");
+        let path = format!("/proc/self/map_files/{range}");
+        Cutter { driver, file: File::options().write(true).open(path).unwrap() }
+    }
+}
+
+#[test]
+fn a_guest_that_takes_its_memory_away_harms_nobody_else() {
+    let (scratch, address) = (Scratch::new(), address());
+    let target = Host::new(&scratch, "b", &file_target("data.img", address)).run();
+    let text = remote_disk(address) + &disk("vdb", "far");
+    let initiator = Host::new(&scratch, "a", &text).run();
+    let mut guest = Guest::new(&scratch, "vda", Oracle::new(2 << 20));
+    guest.runs(200);
+    for op in [DriverOp::Write, DriverOp::Read] {
+        let mut cutter = Cutter::new(&scratch, "vdb");
+        cutter.file.set_len(Cutter::KEPT).unwrap();
+        for _ in 0..20 {
+            // Behind what the other guest uses.
+            cutter.driver.submit(op, 3 << 20, 0, Cutter::IO_BYTES);
+            cutter.driver.kick();
+            guest.runs(32);
+            // Broken by name, or served with zeros: its own affair.
+            if cutter.driver.poll().is_none() {
+                break;
+            }
+        }
+    }
+    guest.verify();
+    assert_eq!(initiator.volume("far").state, "ready");
+    assert!(!initiator.log().contains("lost 127."), "{}", initiator.log());
+    assert_eq!(count(&initiator.disk("vdb").queue_faults, "memory_torn"), 2);
+    initiator.stop();
     target.stop();
 }
