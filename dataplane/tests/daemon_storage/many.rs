@@ -1,7 +1,7 @@
 //! Several disks, exports and workers at once; and workers that sleep.
 
 use crate::guest::{Guest, Oracle};
-use crate::host::{Host, Scratch, address, disk, export, remote, until};
+use crate::host::{Host, NQN, Scratch, address, count, disk, export, file_target, remote, until};
 
 const SECOND: &str = "nqn.2025-01.org.example:second";
 const FIRST: &str = "nqn.2025-01.org.example:first";
@@ -80,7 +80,7 @@ fn two_disks_and_two_exports_of_one_volume() {
 #[test]
 fn workers_that_sleep_wake_for_connections_and_io() {
     let (scratch, address) = (Scratch::new(), address());
-    let text = crate::host::file_target("data.img", address);
+    let text = file_target("data.img", address);
     let target = Host::new(&scratch, "b", &text).run();
     let sleeps = |daemon: &crate::host::Daemon| -> u64 {
         daemon.stats().workers.iter().map(|worker| worker.sleeps).sum()
@@ -104,5 +104,36 @@ fn workers_that_sleep_wake_for_connections_and_io() {
     guest.verify();
     initiator.stop();
     asleep(&target);
+    target.stop();
+}
+
+#[test]
+fn as_many_hosts_as_an_export_serves_and_one_more() {
+    let (scratch, address) = (Scratch::new(), address());
+    let target = Host::new(&scratch, "b", &file_target("data.img", address)).run();
+    // Two connections each, of 32.
+    let volumes = |count: u32| -> String {
+        let text = |n| {
+            remote(&format!("far{n}"), NQN, address) + &disk(&format!("d{n}"), &format!("far{n}"))
+        };
+        (0..count).map(text).collect()
+    };
+    let all = Host::new(&scratch, "a", &volumes(16)).run();
+    assert_eq!(target.export(NQN).connections, 32);
+    let mut oracle = Oracle::new(4 << 20);
+    for name in ["d0", "d15"] {
+        let mut guest = Guest::new(&scratch, name, oracle);
+        guest.runs(100);
+        oracle = guest.kill();
+    }
+    let more = Host::new(&scratch, "c", &remote("far", NQN, address));
+    more.is_refused("volume `far`: ");
+    let mut guest = Guest::new(&scratch, "d7", oracle);
+    guest.runs(100);
+    assert_eq!(target.export(NQN).connections, 32);
+    assert!(count(&target.export(NQN).errors, "connection_refused") > 0);
+    all.stop();
+    until("they are gone", || (target.export(NQN).connections == 0).then_some(()));
+    more.run().stop();
     target.stop();
 }
