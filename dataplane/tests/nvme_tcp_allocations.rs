@@ -4,12 +4,13 @@
 use outboard::clock::now_ns;
 use outboard::control::listen::Listener;
 use outboard::volume::export::{Export, ExportConfig};
-use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag};
+use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag, Volume};
+use outboard::worker::{Storage, User, VolumeSlot};
 use outboard_dma::{CountingAllocator, Frame, FreeList, Region, Segment, Segments};
 use outboard_rdma::nvmf::identify::Identity;
 use outboard_sim::Rng;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -27,30 +28,21 @@ const FRAMES: usize = 33;
 struct Signals {
     is_warm: AtomicBool,
     is_over: AtomicBool,
-    connections: AtomicU32,
 }
 
 /// Serves until the client is done; returns allocations since it was warm.
-fn serve(mut export: Export, mut mem: Mem, mut free: FreeList, signals: &Signals) -> u64 {
+fn serve(mut storage: Storage, mut free: FreeList, signals: &Signals) -> u64 {
     let mut before = None;
     while !signals.is_over.load(Ordering::Acquire) {
         if before.is_none() && signals.is_warm.load(Ordering::Acquire) {
             before = Some(CountingAllocator::count());
         }
-        let now = now_ns();
-        let mut moved = export.poll(now, &mut mem);
-        let mut done = Dones::new();
-        mem.reap(now, &mut done);
-        moved += done.len();
-        done.into_iter().for_each(|done| export.complete(done));
-        export.flush(now);
-        signals.connections.store(export.counters().connections.get() as u32, Ordering::Relaxed);
-        if moved == 0 {
+        if storage.turn(now_ns()) == 0 {
             std::thread::yield_now();
         }
     }
     let count = CountingAllocator::count() - before.expect("it was warm before it was over");
-    assert!(export.close_all(&mut free));
+    assert!(storage.close(&mut free));
     count
 }
 
@@ -95,7 +87,7 @@ fn run(remote: &mut Remote, frames: &mut [Vec<Frame>], rng: &mut Rng, ios: u32) 
 #[test]
 fn neither_end_allocates() {
     let geometry = Geometry { block_bytes: 512, blocks: BLOCKS, read_only: false };
-    let mem = Mem::new(geometry, true).unwrap();
+    let volume = Volume::Mem(Mem::new(geometry, true).unwrap());
     let config = ExportConfig {
         nqn: NQN.into(),
         serial: "1".into(),
@@ -106,14 +98,16 @@ fn neither_end_allocates() {
     };
     let region = Region::new(config.frames() + (SLOTS * FRAMES) as u32).unwrap();
     let mut exports = region.carve(config.frames()).unwrap();
-    let (export, door) = Export::new(&config, &mem, &mut exports).unwrap();
+    let (export, door) = Export::new(&config, &volume, &mut exports).unwrap();
     let counters = export.counters();
+    let users = vec![User::Export(export)];
+    let storage = Storage::new(vec![VolumeSlot { volume, users }]);
     let signals = Arc::new(Signals::default());
     let shared = Arc::clone(&signals);
-    let target = std::thread::spawn(move || serve(export, mem, exports, &shared));
+    let target = std::thread::spawn(move || serve(storage, exports, &shared));
     let listener = Listener::start("127.0.0.1:0".parse().unwrap(), door).unwrap();
     let (mut remote, connector) = Remote::connect(listener.address(), NQN, 1).unwrap();
-    assert_eq!(signals.connections.load(Ordering::Relaxed), 2);
+    assert_eq!(counters.connections.get(), 2);
     let mut free = region.carve((SLOTS * FRAMES) as u32).unwrap();
     let mut frames: Vec<Vec<Frame>> =
         (0..SLOTS).map(|_| (0..FRAMES).map(|_| free.take().unwrap()).collect()).collect();

@@ -57,7 +57,8 @@ mod tests {
     use outboard::clock::now_ns;
     use outboard::control::listen::Listener;
     use outboard::volume::export::{Export, ExportConfig};
-    use outboard::volume::{BlockDevice, Dones, Geometry, Mem};
+    use outboard::volume::{Geometry, Mem, Volume};
+    use outboard::worker::{Storage, User, VolumeSlot};
     use outboard_dma::Region;
     use outboard_rdma::nvmf::identify::Identity;
     use std::sync::Arc;
@@ -77,7 +78,7 @@ mod tests {
     impl Target {
         fn start() -> Target {
             let geometry = Geometry { block_bytes: 4096, blocks: 1024, read_only: false };
-            let mut volume = Mem::new(geometry, false).unwrap();
+            let volume = Volume::Mem(Mem::new(geometry, false).unwrap());
             let config = ExportConfig {
                 nqn: NQN.into(),
                 serial: "1".into(),
@@ -88,27 +89,18 @@ mod tests {
             };
             let frames = config.frames();
             let mut free = Region::new(frames).unwrap().carve(frames).unwrap();
-            let (mut export, door) = Export::new(&config, &volume, &mut free).unwrap();
+            let (export, door) = Export::new(&config, &volume, &mut free).unwrap();
+            let users = vec![User::Export(export)];
+            let mut storage = Storage::new(vec![VolumeSlot { volume, users }]);
             let stop = Arc::new(AtomicBool::new(false));
             let stopping = stop.clone();
             let worker = std::thread::spawn(move || {
-                let mut turn = |export: &mut Export| {
-                    let mut dones = Dones::new();
-                    let work = export.poll(now_ns(), &mut volume);
-                    volume.reap(now_ns(), &mut dones);
-                    let idle = work == 0 && dones.is_empty();
-                    dones.into_iter().for_each(|done| export.complete(done));
-                    export.flush(now_ns());
-                    if idle {
+                while !stopping.load(Ordering::Relaxed) {
+                    if storage.turn(now_ns()) == 0 {
                         std::thread::yield_now();
                     }
-                };
-                while !stopping.load(Ordering::Relaxed) {
-                    turn(&mut export);
                 }
-                while !export.close_all(&mut free) {
-                    turn(&mut export);
-                }
+                assert!(storage.close(&mut free));
             });
             let listener = Listener::start("127.0.0.1:0".parse().unwrap(), door).unwrap();
             let address = listener.address();

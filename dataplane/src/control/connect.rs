@@ -504,7 +504,8 @@ mod tests {
     use super::*;
     use crate::control::listen::Listener;
     use crate::volume::export::{Export, ExportConfig};
-    use crate::volume::{Dones, Full, Io, Mem, conformance};
+    use crate::volume::{Dones, Full, Io, Mem, Volume, conformance};
+    use crate::worker::{Storage, User, VolumeSlot};
     use outboard_dma::Region;
     use outboard_rdma::nvmf::identify::Identity;
     use std::net::TcpListener;
@@ -557,7 +558,7 @@ mod tests {
     }
 
     fn serve(geometry: Geometry) -> Served {
-        let mut mem = Mem::new(geometry, false).unwrap();
+        let volume = Volume::Mem(Mem::new(geometry, false).unwrap());
         let config = ExportConfig {
             nqn: NQN.into(),
             serial: "1".into(),
@@ -567,23 +568,18 @@ mod tests {
             shared_frames: 64,
         };
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
-        let (mut export, door) = Export::new(&config, &mem, &mut free).unwrap();
+        let (export, door) = Export::new(&config, &volume, &mut free).unwrap();
+        let users = vec![User::Export(export)];
+        let mut storage = Storage::new(vec![VolumeSlot { volume, users }]);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let target = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let now = now_ns();
-                let mut moved = export.poll(now, &mut mem);
-                let mut done = Dones::new();
-                mem.reap(now, &mut done);
-                moved += done.len();
-                done.into_iter().for_each(|done| export.complete(done));
-                export.flush(now);
-                if moved == 0 {
+                if storage.turn(now_ns()) == 0 {
                     std::thread::yield_now();
                 }
             }
-            assert!(export.close_all(&mut free));
+            assert!(storage.close(&mut free));
         });
         let listener = Listener::start("127.0.0.1:0".parse().unwrap(), door).unwrap();
         let (remote, connector) = Remote::connect(listener.address(), NQN, 1).unwrap();

@@ -10,11 +10,10 @@ use crate::counters::PortCounters;
 use crate::drop::DropReason;
 use crate::packet::{Burst, Packet, PortId};
 use outboard_dma::{Chain, Frame, FreeList, Kick, Region, RingSizes, Xsk, XskError, XskStatistics};
+use outboard_wire::ethernet;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-/// Bytes of an Ethernet header: what an interface's MTU does not count.
-const ETHERNET_BYTES: usize = 14;
 /// The most calls between two attempts to send while the link is down.
 const MAX_PAUSE: u32 = 1024;
 
@@ -31,7 +30,7 @@ pub struct AfXdpConfig<'a> {
     pub rings: RingSizes,
     /// What received packets have as their ingress.
     pub port: PortId,
-    /// Where packets are counted; one queue is their only writer.
+    /// Where packets are counted; the queue's worker is their only writer.
     pub counters: Arc<PortCounters>,
 }
 
@@ -72,7 +71,7 @@ impl AfXdp {
     pub fn open(config: AfXdpConfig) -> Result<AfXdp, XskError> {
         let xsk = Xsk::open(config.interface, config.queue, config.region, config.rings)?;
         Ok(AfXdp {
-            max_frame_bytes: xsk.mtu() + ETHERNET_BYTES,
+            max_frame_bytes: xsk.mtu() + ethernet::BYTES,
             xsk: Some(xsk),
             port: config.port,
             counters: config.counters,
@@ -144,7 +143,7 @@ impl Port for AfXdp {
         let taken = how_many_fit(xsk, burst);
         let (mut packets, mut bytes) = (0, 0);
         for packet in burst.drain(..taken) {
-            if packet.bytes() < ETHERNET_BYTES {
+            if packet.bytes() < ethernet::BYTES {
                 packet.drop_with(DropReason::TooShort, &self.counters.drops, free);
                 continue;
             }

@@ -37,7 +37,8 @@ fn a_full_medium_is_named_near_and_far_and_the_others_go_on() {
     let mount = Mount::new(&scratch);
     set_size(&mount.0.join("sparse.img"), 4 << 20);
     let text = "[[volume]]\nname = 'small'\nkind = 'file'\npath = 'DIR/small/sparse.img'\n\
-                [[volume]]\nname = 'large'\nkind = 'file'\npath = 'DIR/large.img'\ncreate = '1MiB'\n"
+                [[volume]]\nname = 'large'\nkind = 'file'\npath = 'DIR/large.img'\n\
+                create = '1MiB'\n"
         .to_owned()
         + &disk("near", "small")
         + &disk("large", "large")

@@ -4,6 +4,7 @@
 //! comes from statx(STATX_DIOALIGN) (Linux 6.1), for block devices also from ioctl(BLKSSZGET); a
 //! file system that tells neither is asked by reading one block.
 
+use crate::clock::now_ns;
 use crate::volume::Geometry;
 use outboard_dma::Pages;
 use rustix::fs::{self, AtFlags, CWD, FileType, FlockOperation, OFlags, StatxFlags};
@@ -13,7 +14,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a lock may be held by a process that has ended: the kernel closes the files of an
 /// io_uring only once what was in flight has ended, a while after the process is gone.
@@ -140,10 +141,10 @@ pub(super) fn open(
             source,
         })?;
     }
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    let deadline_ns = now_ns() + LOCK_PATIENCE.as_nanos() as u64;
     let outcome = loop {
         match open_made(path, block_bytes, read_only) {
-            Err(FileError::InUse { .. }) if Instant::now() < deadline => {
+            Err(FileError::InUse { .. }) if now_ns() < deadline_ns => {
                 std::thread::sleep(LOCK_LOOK);
             }
             outcome => break outcome,
