@@ -58,8 +58,11 @@ pub enum ConnectError {
         /// The kernel's reason.
         source: io::Error,
     },
-    /// The connection ended during the set-up.
-    #[error("{address} ended the connection while {what}: {source}")]
+    /// The connection ended, or stood still, during the set-up.
+    #[error(
+        "{address} was reached, but {what} failed: {source}; is an NVMe/TCP target there, with \
+         room for another host?"
+    )]
     Broken {
         /// The target.
         address: SocketAddr,

@@ -127,7 +127,7 @@ fn as_many_hosts_as_an_export_serves_and_one_more() {
         oracle = guest.kill();
     }
     let more = Host::new(&scratch, "c", &remote("far", NQN, address));
-    more.is_refused("volume `far`: ");
+    more.is_refused("is an NVMe/TCP target there, with room for another host?");
     let mut guest = Guest::new(&scratch, "d7", oracle);
     guest.runs(100);
     assert_eq!(target.export(NQN).connections, 32);
@@ -135,5 +135,18 @@ fn as_many_hosts_as_an_export_serves_and_one_more() {
     all.stop();
     until("they are gone", || (target.export(NQN).connections == 0).then_some(()));
     more.run().stop();
+    target.stop();
+}
+
+#[test]
+fn ipv6_serves_as_well() {
+    let scratch = Scratch::new();
+    let address = std::net::TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap();
+    let target = Host::new(&scratch, "b", &file_target("data.img", address)).run();
+    let initiator = Host::new(&scratch, "a", &crate::host::remote_disk(address)).run();
+    let mut guest = Guest::new(&scratch, "vda", Oracle::new(4 << 20));
+    guest.runs(100);
+    guest.verify();
+    initiator.stop();
     target.stop();
 }

@@ -71,7 +71,11 @@ fn a_target_that_never_answers() {
     let scratch = Scratch::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
-    refuse(&scratch, &(others() + &remote_disk(address)), "no answer in time");
+    refuse(
+        &scratch,
+        &(others() + &remote_disk(address)),
+        "setting up failed: no answer in time; is an NVMe/TCP target there",
+    );
 }
 
 #[test]
