@@ -16,6 +16,11 @@ pub const ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;
 /// The most data segments that the driver is told to use: two fewer than an I/O can carry, for
 /// buffers that straddle memory regions.
 pub const SEG_MAX: u32 = MAX_SEGMENTS as u32 - 2;
+/// The longest segment that the driver is told to use.
+pub const SIZE_MAX: u32 = 128 << 10;
+/// The most data of one request: all segments at their longest. More would hold a worker, and
+/// with it other guests, for as long as it takes to copy.
+pub const MAX_REQUEST_BYTES: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 /// Bytes of the configuration space, zero behind what is defined.
 pub const CONFIG_BYTES: usize = 256;
 /// Length of a request's header.
@@ -45,6 +50,7 @@ impl BlkShape {
     /// The device's feature bits, transport bits of vhost-user not included.
     pub fn features(&self) -> u64 {
         let mut bits = vec![
+            blk::VIRTIO_BLK_F_SIZE_MAX,
             blk::VIRTIO_BLK_F_SEG_MAX,
             blk::VIRTIO_BLK_F_BLK_SIZE,
             blk::VIRTIO_BLK_F_FLUSH,
@@ -67,6 +73,7 @@ impl BlkShape {
         let mut space = [0; CONFIG_BYTES];
         let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &(self.bytes / SECTOR_BYTES).to_le_bytes()); // capacity
+        put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &self.block_bytes.to_le_bytes());
         put(26, &1u16.to_le_bytes()); // min_io_size, in blocks
@@ -144,6 +151,9 @@ pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
     };
     if other != 0 {
         return Err(bad(QueueFault::Data));
+    }
+    if len > MAX_REQUEST_BYTES {
+        return Err(bad(QueueFault::RequestTooLong));
     }
     let data = slice(segments, skip, len).map_err(bad)?;
     Ok(BlkRequest { kind, sector, data, status })

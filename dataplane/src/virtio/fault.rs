@@ -50,6 +50,7 @@ queue_faults! {
         "An indirect table of no entries, of more than 65535, or with a part of one.",
     Header "header" "A block request without its 16-byte header.",
     Status "status" "A block request without a byte for its status.",
+    RequestTooLong "request_too_long" "A block request of more than 4 MiB.",
     Data "data" "A block request with data in the wrong direction.",
 }
 

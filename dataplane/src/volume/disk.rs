@@ -23,6 +23,9 @@ use std::sync::Arc;
 pub const SLOTS: u16 = 256;
 /// Chains taken from one ring in one turn.
 pub const BURST: u16 = 32;
+/// Data that one turn begins to move; chains behind it wait for the next. A volume in memory
+/// copies within the turn: this is about the time that a turn may take.
+pub const TURN_BYTES: u64 = 512 << 10;
 /// The most rings of one disk: 16 queues, twice while a guest moves to another process.
 pub const MAX_RINGS: u16 = 32;
 
@@ -120,6 +123,8 @@ pub struct Disk {
     free: Vec<u16>,
     parked: Option<Parked>,
     chain: DescriptorChain,
+    /// Data of the I/Os that this turn has begun.
+    turn_bytes: u64,
     /// Rings with results that the driver does not see yet, one bit each.
     dirty: u32,
     /// Where the next turn begins, so that no ring starves another.
@@ -146,6 +151,7 @@ impl Disk {
             slots: vec![None; usize::from(SLOTS)].into(),
             free: (0..SLOTS).rev().collect(),
             parked: None,
+            turn_bytes: 0,
             chain: DescriptorChain::default(),
             dirty: 0,
             first: 0,
@@ -168,6 +174,7 @@ impl Disk {
     #[inline]
     pub fn poll(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> u32 {
         let mut work = self.take_messages();
+        self.turn_bytes = 0;
         if self.parked.is_some() && !self.submit_parked(now_ns, volume) {
             return work;
         }
@@ -320,7 +327,10 @@ impl Disk {
             return 0;
         };
         let mut taken = 0;
-        while taken < waiting.min(BURST) && self.parked.is_none() && !self.free.is_empty() {
+        let takes = |disk: &Disk| {
+            disk.parked.is_none() && !disk.free.is_empty() && disk.turn_bytes < TURN_BYTES
+        };
+        while taken < waiting.min(BURST) && takes(self) {
             let Some(driven) = &mut self.rings[usize::from(ring)] else { break };
             match driven.with.queue.pop(&mut self.chain) {
                 Ok(Some(head)) => self.begin(ring, head, now_ns, volume),
@@ -394,6 +404,7 @@ impl Disk {
             Ok(()) => {}
         }
         self.free.pop();
+        self.turn_bytes += bytes;
         self.slots[usize::from(slot)] =
             Some(Slot { ring, head, op, bytes: bytes as u32, status: request.status });
         let driven = self.rings[usize::from(ring)].as_mut();

@@ -10,6 +10,7 @@ use outboard::virtio::queue::{
 use outboard_dma::{GuestMemory, GuestRegion, Segment};
 use outboard_sim::Rng;
 use std::fs::File;
+use std::sync::Arc;
 
 /// Pops the chain of `descriptors` that begins at descriptor 0.
 fn pop(descriptors: &[(u64, u32, u16, u16)], table: &[(u64, u32, u16, u16)]) -> Option<QueueFault> {
@@ -101,15 +102,39 @@ fn every_bad_chain_has_its_name_and_comes_back() {
     }
 }
 
-#[test]
-fn more_than_four_gigabytes_is_too_long() {
-    // Regions without a page behind them: lengths that add up cost nothing.
+/// 5 GiB without a page behind them: lengths cost nothing.
+fn huge() -> Arc<GuestMemory> {
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let file = File::from(rustix::fs::memfd_create(c"huge", flags).unwrap());
     file.set_len(5 << 30).unwrap();
     let region =
         GuestRegion { guest_address: 0, bytes: 5 << 30, user_address: 0, file_offset_bytes: 0 };
-    let memory = GuestMemory::map(&[(region, file)]).unwrap();
+    GuestMemory::map(&[(region, file)]).unwrap()
+}
+
+#[test]
+fn a_request_has_a_limit() {
+    let memory = huge();
+    let most = blk::MAX_REQUEST_BYTES as u32;
+    for (bytes, want) in [(most, None), (most + 1, Some(QueueFault::RequestTooLong))] {
+        let mut ring = DriverRing::new(&memory, 8, 0, false, false).unwrap();
+        let mut queue = Queue::new(&memory, &ring.setup()).unwrap();
+        ring.describe(0, DATA, 16, N, 1);
+        ring.describe(1, 1 << 30, bytes, N | W, 2);
+        ring.describe(2, DATA + 16, 1, W, 0);
+        ring.offer(0);
+        ring.publish();
+        queue.fetch().unwrap();
+        let mut chain = DescriptorChain::default();
+        assert_eq!(queue.pop(&mut chain), Ok(Some(0)));
+        assert_eq!(blk::parse(&chain).err().map(|bad| bad.fault), want);
+        ring.publish_index(0);
+    }
+}
+
+#[test]
+fn more_than_four_gigabytes_is_too_long() {
+    let memory = huge();
     for (second, want) in [(1, Ok(Some(0))), (2, Err(QueueFault::TooLong))] {
         let mut ring = DriverRing::new(&memory, 8, 0, false, false).unwrap();
         let mut queue = Queue::new(&memory, &ring.setup()).unwrap();
