@@ -21,7 +21,7 @@ const NQN: &str = "nqn.2025-01.org.outboard:demo.shared";
 /// Size of host B's file volume.
 const VOLUME: &str = "256MiB";
 /// How the daemons' workers wait: two daemons, a generator and its far end share two cores.
-pub const WAIT_MODE: &str = "adaptive";
+pub const WAIT_MODE: &str = "yield";
 
 /// Where the daemons' files are.
 pub struct Places<'a> {

@@ -65,11 +65,13 @@ impl Bench<'_> {
         self.measure(command, DISK_REMOTE, labels, subject)
     }
 
-    /// The same on a local file, without anything between.
+    /// The same on a local file, without anything between, from the core on which host B reads
+    /// its own: the disk's interrupt is nearer to one core than to the other.
     pub fn local_file(&self, subject: &Subject, file: &Path, size_mib: u32) -> Result<(), Error> {
         let mut command = Command::new(self.program);
         command.arg("file").arg(file).args(["--create-mib", &size_mib.to_string()]);
         command.args(["--path", "local file", "--group", DISK_GROUP, "--baseline"]);
+        command.args(["--core", "1"]);
         self.measure(command, DISK_LOCAL, &[], subject)
     }
 
