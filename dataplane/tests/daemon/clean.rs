@@ -5,8 +5,8 @@ use crate::world::{Host, Options, World};
 use rustix::process::Signal;
 use std::process::{Command, Stdio};
 
-/// Disks beside the ports: their sockets must go too.
-const DISKS: &str = "
+/// A disk beside the ports: its socket must go too, whether the daemon ran or was refused.
+pub const DISK: &str = "
 [[volume]]
 name = 'ram'
 kind = 'mem'
@@ -35,7 +35,7 @@ pub fn nothing_is_left(world: &World, host: &Host) {
 
 #[test]
 fn both_signals_end_it_without_a_trace() {
-    let (world, a, b) = World::running(Options { more: DISKS, ..Options::default() });
+    let (world, a, b) = World::running(Options { more: DISK, ..Options::default() });
     assert!(world.a.has_program("veth") && world.a.pins().exists());
     a.stop(Signal::TERM);
     nothing_is_left(&world, &world.a);
@@ -45,7 +45,7 @@ fn both_signals_end_it_without_a_trace() {
 
 #[test]
 fn a_signal_at_any_moment_of_the_start_ends_it_without_a_trace() {
-    let world = World::new(Options { more: DISKS, ..Options::default() });
+    let world = World::new(Options { more: DISK, ..Options::default() });
     for delay_ms in [20, 40, 60, 80, 120] {
         let mut daemon = world.a.spawn();
         // It handles signals once it has begun to log.
@@ -83,7 +83,7 @@ fn a_log_that_nobody_reads_does_not_matter() {
 
 #[test]
 fn a_second_daemon_is_refused_and_the_first_one_goes_on() {
-    let (world, a, b) = World::running(Options { more: DISKS, ..Options::default() });
+    let (world, a, b) = World::running(Options { more: DISK, ..Options::default() });
     let netns = world.a.netns.name();
     let config = world.a.config.to_str().unwrap();
     let again = world.a.outboard(&["run", "--netns", netns, "--config", config]);

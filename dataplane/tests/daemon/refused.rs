@@ -1,22 +1,10 @@
 //! What a daemon cannot start with: one sentence that says what to do, and nothing left behind.
 
-use crate::clean::{nothing_is_left, refused};
+use crate::clean::{DISK, nothing_is_left, refused};
 use crate::process::OUTBOARD;
 use crate::world::{Options, World};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
-
-/// A disk, so that something was made before the network side fails.
-const DISK: &str = "
-[[volume]]
-name = 'ram'
-kind = 'mem'
-size = '4MiB'
-[[disk]]
-name = 'disk'
-volume = 'ram'
-socket = 'SCRATCH/HOST-disk.sock'
-";
 
 /// Runs host a's daemon with its configuration changed: it must be refused with these words.
 #[track_caller]
