@@ -24,6 +24,9 @@ pub enum Error {
         /// The reason.
         source: std::io::Error,
     },
+    /// `compare` found figures that became worse.
+    #[error("{0} figures became worse by more than their spread")]
+    Regressed(usize),
     /// The arguments or the machine do not allow it.
     #[error("{0}")]
     Refused(String),
@@ -34,6 +37,15 @@ impl Error {
     pub fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
         let what = what.into();
         move |source| Error::System { what, source }
+    }
+
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Load(LoadError::Interrupted) => 130,
+            Error::Regressed(_) => 3,
+            _ => 1,
+        }
     }
 
     /// Whether the user stopped it.

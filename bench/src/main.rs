@@ -2,8 +2,9 @@
 //!
 //! Every driver prints one table and writes one JSON document (`schema.rs`); `report` merges such
 //! documents. Exit code 0: measured, and all content right; 1: not measured, or wrong content;
-//! 2: wrong arguments; 130: interrupted.
+//! 2: wrong arguments; 3: `compare` found a regression; 130: interrupted.
 
+mod compare;
 mod drivers;
 mod error;
 mod latency;
@@ -42,6 +43,7 @@ enum Command {
     Reference(reference::ReferenceArgs),
     Suite(suite::SuiteArgs),
     Report(report::ReportArgs),
+    Compare(compare::CompareArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,12 +59,13 @@ fn main() -> ExitCode {
         Command::Reference(args) => reference::run(&args),
         Command::Suite(args) => suite::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("outboard-bench: {error}");
-            ExitCode::from(if error.is_interrupt() { 130 } else { 1 })
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct Measurement {
     pub medium: String,
     /// Whether the others of its group are divided by this one.
     pub baseline: bool,
+    /// Whether it is somebody else's program, measured to compare with.
+    #[serde(default)]
+    pub peer: bool,
     /// The driver's parameters.
     pub parameters: BTreeMap<String, Value>,
     /// Latency of the requests; `None` when only throughput was measured.
@@ -88,6 +91,35 @@ pub struct Measurement {
     /// What a reader must know: waiting mode, deviations.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// A suite repeats a measurement; these are the figures of every run, this one's last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<Run>,
+}
+
+impl Measurement {
+    /// The figures that are compared between runs.
+    pub fn figures(&self) -> Run {
+        let latency = self.latency.as_ref();
+        Run {
+            rate_per_s: self.rate_per_s,
+            p50_ns: latency.and_then(|latency| latency.p50_ns),
+            p99_ns: latency.and_then(|latency| latency.p99_ns),
+            p999_ns: latency.and_then(|latency| latency.p999_ns),
+        }
+    }
+}
+
+/// One of several runs of a measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Requests completed per second.
+    pub rate_per_s: f64,
+    /// Median.
+    pub p50_ns: Option<u64>,
+    /// 99th percentile.
+    pub p99_ns: Option<u64>,
+    /// 99.9th percentile.
+    pub p999_ns: Option<u64>,
 }
 
 /// Percentiles in nanoseconds; `None` prints as –: fewer than 10 samples lie beyond it.

@@ -73,6 +73,9 @@ pub struct LabelArgs {
     /// The others of the group are divided by this one.
     #[arg(long)]
     pub baseline: bool,
+    /// What is measured is not ours: `compare` tells its changes, but does not judge them.
+    #[arg(long)]
+    pub peer: bool,
     /// A process whose threads the census lists; repeatable.
     #[arg(long = "watch", value_name = "NAME=PID")]
     pub watch: Vec<Named>,
@@ -217,6 +220,7 @@ fn describe(args: &LoadArgs, load: &Load, tally: &Tally, subject: Subject) -> Me
         path: label.path.clone().unwrap_or_else(|| subject.driver.to_owned()),
         medium: label.medium.clone().unwrap_or(subject.medium),
         baseline: label.baseline,
+        peer: label.peer,
         parameters: parameters.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         latency: tally.latency.summary(),
         rate_per_s,

@@ -62,7 +62,8 @@ pub fn run(args: &ReportArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn read(file: &Path) -> Result<Report, Error> {
+/// Reads a document.
+pub fn read(file: &Path) -> Result<Report, Error> {
     let name = file.display();
     let text =
         std::fs::read_to_string(file).map_err(Error::system(format!("cannot read {name}")))?;

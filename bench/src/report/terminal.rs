@@ -136,7 +136,7 @@ pub fn number(value: f64) -> String {
 }
 
 /// Columns as wide as their widest cell; numbers to the right, words to the left.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
     let numeric = |column: usize| {
         let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit() || c == '–');

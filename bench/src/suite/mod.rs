@@ -147,9 +147,14 @@ impl Findings {
         }
     }
 
-    /// Keeps a measurement for the report; a later one of the same path and group replaces it.
-    fn keep(&mut self, m: Measurement) {
-        self.measurements.retain(|old| (&old.path, &old.group) != (&m.path, &m.group));
+    /// Keeps a measurement for the report; a later one of the same path and group replaces it and
+    /// keeps the figures of the earlier ones.
+    fn keep(&mut self, mut m: Measurement) {
+        let is_same = |old: &Measurement| (&old.path, &old.group) == (&m.path, &m.group);
+        let earlier = self.measurements.iter().position(is_same);
+        let earlier = earlier.map(|index| self.measurements.remove(index));
+        m.runs = earlier.map(|old| old.runs).unwrap_or_default();
+        m.runs.push(m.figures());
         self.measurements.push(m);
     }
 
@@ -303,6 +308,7 @@ mod tests {
         assert_eq!(top, ["fingerprint", "measurements", "targets"]);
         assert_eq!(json["measurements"].as_array().unwrap().len(), 1);
         assert_eq!(json["measurements"][0]["errors"], 7);
+        assert_eq!(json["measurements"][0]["runs"].as_array().unwrap().len(), 2);
         let rows = json["targets"].as_array().unwrap();
         for row in rows {
             for key in ["id", "unit", "runs", "value", "want", "met", "threads", "cause"] {

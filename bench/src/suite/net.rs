@@ -210,6 +210,7 @@ fn labelled(
         path: Some(device.path().to_owned()),
         medium: Some("veth, native XDP".to_owned()),
         baseline: device == Device::Reflector,
+        peer: device == Device::Kernel,
         watch: watch.to_vec(),
         notes: Vec::new(),
     };
