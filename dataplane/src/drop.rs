@@ -62,7 +62,8 @@ drop_reasons! {
         `ethtool -K IF tx off gso off tso off`.",
     TxQueueFull "tx_queue_full" "The outgoing port's queue was still full after it was sent.",
     PeerQueueFull "peer_queue_full" "The ring to the worker that owns the outgoing port was full.",
-    PortDown "port_down" "The outgoing port's interface is down or gone.",
+    PortDown "port_down" "The port's interface is down or gone, or the port was \
+        removed with packets under way.",
     Stopping "stopping" "Still queued when the daemon stopped.",
 }
 

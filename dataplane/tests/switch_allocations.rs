@@ -31,7 +31,8 @@ fn tables() -> Arc<Tables> {
         Vpc { name: "red".into(), vni: 7, gateway: GATEWAY, gateway_mac: GATEWAY_MAC, routes };
     let mac = Mac([2, 0, 0, 0, 0, 2]);
     let tenant = Tenant { vpc: 0, address: HERE.1, prefix_len: 24, mac, mtu: 8950 };
-    let port = |name: &str, role| Port {
+    let port = |id, name: &str, role| Port {
+        id,
         name: name.into(),
         interface: name.into(),
         queues: vec![0],
@@ -44,8 +45,8 @@ fn tables() -> Arc<Tables> {
         workers: Vec::new(),
         vpcs: vec![vpc],
         ports: vec![
-            port("tenant", Role::Tenant(tenant)),
-            port("uplink", Role::Uplink { vtep: HERE.0 }),
+            port(TENANT, "tenant", Role::Tenant(tenant)),
+            port(UPLINK, "uplink", Role::Uplink { vtep: HERE.0 }),
         ],
         volumes: Vec::new(),
         exports: Vec::new(),

@@ -4,6 +4,7 @@ use super::plan::{Port, Role, Route, Tenant, Vpc};
 use super::section::{At, Section};
 use super::top::{Claims, Names, Shared, check_worker};
 use super::value;
+use crate::packet::PortId;
 use outboard_wire::{Ipv4Prefix, Mac};
 use std::net::Ipv4Addr;
 
@@ -179,7 +180,8 @@ impl Ports {
         let queues = read_queues(&mut section, shared);
         section.finish(&mut shared.sink);
         let role = Role::Uplink { vtep: vtep?.value };
-        Some(Port { name: name?, interface: interface?, queues: queues?, role })
+        let id = PortId(self.list.len() as u16);
+        Some(Port { id, name: name?, interface: interface?, queues: queues?, role })
     }
 
     fn read_port(&mut self, mut section: Section, shared: &mut Shared) -> Option<Port> {
@@ -216,7 +218,8 @@ impl Ports {
             mtu: mtu.map_or(MTU_DEFAULT_BYTES, |mtu| mtu.value) as u16,
         };
         let role = Role::Tenant(tenant);
-        Some(Port { name: name?, interface: interface?, queues: queues?, role })
+        let id = PortId(self.list.len() as u16);
+        Some(Port { id, name: name?, interface: interface?, queues: queues?, role })
     }
 
     fn read_head(

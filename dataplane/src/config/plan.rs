@@ -22,7 +22,7 @@ pub struct Plan {
     pub workers: Vec<Worker>,
     /// Virtual private networks.
     pub vpcs: Vec<Vpc>,
-    /// Tenants' ports and uplinks; [`PortId`] is the index.
+    /// Tenants' ports and uplinks.
     pub ports: Vec<Port>,
     /// Volumes.
     pub volumes: Vec<Volume>,
@@ -92,6 +92,9 @@ pub struct Route {
 /// `[[port]]` and `[[uplink]]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
+    /// Its number in the process: as long as the port is there it keeps it, whatever others come
+    /// and go. In a file's plan it is the place in the list.
+    pub id: PortId,
     /// Name in the configuration and in reports.
     pub name: String,
     /// The network interface on this host.
@@ -197,6 +200,6 @@ pub struct Disk {
 impl Plan {
     /// The number of a port by its name.
     pub fn port(&self, name: &str) -> Option<PortId> {
-        self.ports.iter().position(|port| port.name == name).map(|index| PortId(index as u16))
+        self.ports.iter().find(|port| port.name == name).map(|port| port.id)
     }
 }

@@ -259,20 +259,20 @@ impl Switch {
 #[inline(always)]
 fn look_at(packet: &mut Packet, tables: &Tables, free: &mut FreeList) -> Result<Seen, Verdict> {
     let answer = match tables.ports.get(usize::from(packet.ingress.0)) {
-        Some(Ingress::Tenant(port)) => match parse::tenant(packet, port) {
+        Some(Some(Ingress::Tenant(port))) => match parse::tenant(packet, port) {
             Ok(Kind::Flow(seen)) => return Ok(seen),
             Ok(Kind::ToGateway(ip)) => answer::to_gateway(packet, port, &ip, free),
             Ok(_) => answer::arp(packet, port, tables, free),
             Err(reason) => Err(reason),
         },
-        Some(Ingress::Uplink) => match parse::uplink(packet, tables) {
+        Some(Some(Ingress::Uplink)) => match parse::uplink(packet, tables) {
             Ok(Kind::Flow(seen)) => return Ok(seen),
             Ok(Kind::TunnelArp(vpc)) => answer::tunnel_arp(packet, vpc, tables, free),
             Ok(_) => Err(DropReason::NotTunnelled),
             Err(reason) => Err(reason),
         },
         // The tables no longer have the port: it was taken away with packets under way.
-        None => Err(DropReason::PortDown),
+        Some(None) | None => Err(DropReason::PortDown),
     };
     Err(answer.unwrap_or_else(Verdict::Drop))
 }

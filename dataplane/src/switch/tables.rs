@@ -41,7 +41,8 @@ pub enum NextHop {
 /// Everything that decides where packets go; immutable.
 #[derive(Debug)]
 pub struct Tables {
-    pub(super) ports: Box<[Ingress]>,
+    /// By port number; the numbers between that no port has are `None`.
+    pub(super) ports: Box<[Option<Ingress>]>,
     pub(super) vpcs: Box<[VpcTable]>,
     pub(super) transforms: Box<[Transform]>,
     vnis: VniMap,
@@ -105,7 +106,7 @@ impl Tables {
             });
         }
         Tables {
-            ports: plan.ports.iter().map(|port| ingress(plan, &port.role)).collect(),
+            ports: ingresses(plan),
             vnis: VniMap::new(plan.vpcs.iter().map(|vpc| vpc.vni)),
             vteps: distinct(plan.ports.iter().filter_map(|port| match port.role {
                 Role::Uplink { vtep } => Some(vtep),
@@ -145,6 +146,15 @@ fn distinct(addresses: impl Iterator<Item = Ipv4Addr>) -> Box<[Ipv4Addr]> {
     list.sort_unstable();
     list.dedup();
     list.into()
+}
+
+fn ingresses(plan: &Plan) -> Box<[Option<Ingress>]> {
+    let count = plan.ports.iter().map(|port| usize::from(port.id.0) + 1).max().unwrap_or(0);
+    let mut ingresses = vec![None; count];
+    for port in &plan.ports {
+        ingresses[usize::from(port.id.0)] = Some(ingress(plan, &port.role));
+    }
+    ingresses.into()
 }
 
 fn ingress(plan: &Plan, role: &Role) -> Ingress {
@@ -192,12 +202,12 @@ fn tenants(
     transforms: &mut Vec<Transform>,
 ) -> Vec<(Ipv4Prefix, u32)> {
     let mut routes = Vec::new();
-    for (port, id) in plan.ports.iter().zip(0..) {
+    for port in &plan.ports {
         let Role::Tenant(tenant) = &port.role else { continue };
         if usize::from(tenant.vpc) != index {
             continue;
         }
-        transforms.push(Transform::tenant(vpc, tenant, PortId(id)));
+        transforms.push(Transform::tenant(vpc, tenant, port.id));
         let host = Ipv4Prefix::containing(tenant.address, 32);
         routes.extend(host.map(|host| (host, transforms.len() as u32 - 1)));
     }

@@ -76,11 +76,17 @@ pub fn plan(host: usize) -> Plan {
             route([10, 9, 0, 0], 16, UNREACHABLE),
         ],
     };
-    let port = |role| Port { name: String::new(), interface: String::new(), queues: vec![0], role };
+    let port = |id, role| Port {
+        id,
+        name: String::new(),
+        interface: String::new(),
+        queues: vec![0],
+        role,
+    };
     let tenants = (0..TENANTS).map(|number| {
-        let Place { vpc, address, mac, .. } = place(host, number);
+        let Place { vpc, address, mac, port: id, .. } = place(host, number);
         let vpc = vpc as u16;
-        port(Role::Tenant(Tenant { vpc, address, prefix_len: 16, mac, mtu: TENANT_MTU }))
+        port(id, Role::Tenant(Tenant { vpc, address, prefix_len: 16, mac, mtu: TENANT_MTU }))
     });
     Plan {
         name: String::new(),
@@ -88,7 +94,7 @@ pub fn plan(host: usize) -> Plan {
         control_socket: "".into(),
         workers: Vec::new(),
         vpcs: VNIS.map(vpc).into(),
-        ports: tenants.chain([port(Role::Uplink { vtep: vtep(host) })]).collect(),
+        ports: tenants.chain([port(UPLINK, Role::Uplink { vtep: vtep(host) })]).collect(),
         volumes: Vec::new(),
         exports: Vec::new(),
         disks: Vec::new(),

@@ -133,7 +133,7 @@ impl Underlay {
         // Subscribed before anything is read: no change can fall in between.
         let events = subscribe().map_err(refused("changes of the network"))?;
         let mut uplinks = Vec::new();
-        for (index, port) in plan.ports.iter().enumerate() {
+        for port in &plan.ports {
             let Role::Uplink { vtep } = port.role else { continue };
             let (uplink, interface) = (port.name.clone(), port.interface.clone());
             let found = links::find(&mut netlink, &interface);
@@ -145,7 +145,7 @@ impl Underlay {
             if !addresses.contains(&vtep) {
                 return Err(UnderlayError::NoAddress { uplink, interface, vtep });
             }
-            uplinks.push(Uplink { port: PortId(index as u16), interface, vtep });
+            uplinks.push(Uplink { port: port.id, interface, vtep });
         }
         Ok(Underlay {
             netlink,

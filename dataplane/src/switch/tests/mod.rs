@@ -37,7 +37,13 @@ fn tenant(vpc: u16, address: [u8; 4], mac: Mac) -> Port {
 }
 
 fn port(role: Role) -> Port {
-    Port { name: String::new(), interface: String::new(), queues: vec![0], role }
+    Port { id: PortId(0), name: String::new(), interface: String::new(), queues: vec![0], role }
+}
+
+/// Gives ports their place in the list as their number.
+fn numbered(mut ports: Vec<Port>) -> Vec<Port> {
+    ports.iter_mut().zip(0..).for_each(|(port, number)| port.id = PortId(number));
+    ports
 }
 
 fn route(to: [u8; 4], len: u8, via: Ipv4Addr) -> Route {
@@ -65,12 +71,12 @@ fn plan_a() -> Plan {
         control_socket: "".into(),
         workers: Vec::new(),
         vpcs: vec![vpc(100, remote(VTEP_B)), vpc(200, remote(VTEP_B))],
-        ports: vec![
+        ports: numbered(vec![
             tenant(0, [10, 0, 0, 2], mac(0, 2)),
             tenant(1, [10, 0, 0, 2], mac(9, 2)),
             port(Role::Uplink { vtep: VTEP_A }),
             tenant(0, [10, 0, 0, 3], mac(0, 3)),
-        ],
+        ]),
         volumes: Vec::new(),
         exports: Vec::new(),
         disks: Vec::new(),
@@ -80,11 +86,11 @@ fn plan_a() -> Plan {
 /// Host B: 10.0.1.7 in red and in blue; behind host A lies 10.0.0.0/24 of both.
 fn plan_b() -> Plan {
     let routes = || vec![route([10, 0, 0, 0], 24, VTEP_A)];
-    let ports = vec![
+    let ports = numbered(vec![
         tenant(0, [10, 0, 1, 7], mac(1, 7)),
         tenant(1, [10, 0, 1, 7], mac(8, 7)),
         port(Role::Uplink { vtep: VTEP_B }),
-    ];
+    ]);
     Plan { vpcs: vec![vpc(100, routes()), vpc(200, routes())], ports, ..plan_a() }
 }
 
