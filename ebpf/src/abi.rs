@@ -6,6 +6,9 @@ pub const QUEUES: u32 = 64;
 /// The tunnel's UDP port when nothing else is configured (RFC 7348, section 5).
 pub const VXLAN_PORT: u16 = 4789;
 
+/// Entries of the map of tunnel addresses: two for each of eight uplinks.
+pub const VTEPS: u32 = 16;
+
 /// Declares [`Outcome`] from one list: symbol, exported name, text for people.
 macro_rules! outcomes {
     ($($symbol:ident $name:literal $text:literal,)*) => {
@@ -40,8 +43,9 @@ macro_rules! outcomes {
 outcomes! {
     Redirected "redirected" "Given to the socket of the queue it came in on.",
     Passed "passed" "Left to the kernel: not for the tunnel.",
-    PassedFragment "passed_fragment" "Left to the kernel: a fragment of a UDP datagram.",
-    PassedOptions "passed_options" "Left to the kernel: UDP behind IPv4 options.",
+    PassedFragment "passed_fragment" "Left to the kernel: a fragment.",
+    PassedOptions "passed_options" "Left to the kernel: IPv4 options or IPv6 extension headers.",
+    PassedAddress "passed_address" "Left to the kernel: VXLAN for an address that is no VTEP here.",
     PassedShort "passed_short" "Left to the kernel: too short for the headers of a tunnel.",
     NoSocket "no_socket" "Dropped: nobody has a socket on the queue it came in on.",
 }

@@ -47,6 +47,8 @@ pub enum Error {
     Pin { path: PathBuf, reason: String },
     #[error("queue {queue} of `{interface}` cannot be steered to its socket: {reason}")]
     Socket { interface: String, queue: u32, reason: String },
+    #[error("the tunnel addresses of this host cannot be steered on `{interface}`: {reason}")]
+    Vteps { interface: String, reason: String },
     #[error("cannot read the XDP counters of `{interface}`: {reason}")]
     Counters { interface: String, reason: String },
     #[error("cannot detach the XDP program from `{interface}`: {reason}")]

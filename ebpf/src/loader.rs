@@ -12,7 +12,7 @@ use crate::abi::{OUTCOMES, QUEUES};
 use crate::bpffs;
 use crate::error::{Error, chain, errno};
 use crate::link::Pinned;
-use aya::maps::{Map, MapData, PerCpuArray, XskMap};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
@@ -20,6 +20,7 @@ use aya::{Ebpf, EbpfLoader};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -28,13 +29,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../outboard-xdp.o");
 
 /// Which program, named by what is behind the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
+pub enum Program<'a> {
     /// Every frame goes to the sockets.
     Tenant,
-    /// The tunnel's datagrams go to the sockets, everything else to the kernel.
+    /// The datagrams of tunnels to this host go to the sockets, everything else to the kernel.
     Uplink {
         /// The tunnel's UDP port.
         vxlan_port: u16,
+        /// This host's tunnel addresses, those of other uplinks too; at most
+        /// [`VTEPS`](crate::abi::VTEPS).
+        vteps: &'a [IpAddr],
     },
 }
 
@@ -68,6 +72,7 @@ pub struct Steering {
     pins: Pins,
     xsks: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
+    vteps: HashMap<MapData, [u8; 16], u8>,
     _link: FdLink,
 }
 
@@ -80,6 +85,13 @@ impl Steering {
             .map_err(|source| Error::Directory { directory: pin_dir.to_owned(), source })?;
         let pins = Pins::new(pin_dir, interface);
         let mut object = load(interface, program)?;
+        let mut vteps: HashMap<_, _, u8> = take_map(&mut object, "VTEPS")?
+            .try_into()
+            .map_err(|error: MapError| unexpected(&error))?;
+        if let Program::Uplink { vteps: wanted, .. } = program {
+            // Before the program sees a frame.
+            fill(&mut vteps, wanted).map_err(|error| vteps_error(interface, &error))?;
+        }
         let xdp = program_of(&mut object, program)?;
         xdp.load().map_err(|error| load_error(interface, &error))?;
         let (link, mode) = Attachment { xdp, interface, index, pin: &pins.link }.make()?;
@@ -95,6 +107,7 @@ impl Steering {
             pins,
             xsks: xsks.try_into().map_err(|error| unexpected(&error))?,
             counters: counters.try_into().map_err(|error| unexpected(&error))?,
+            vteps,
             _link: link,
         })
     }
@@ -131,6 +144,11 @@ impl Steering {
         }
     }
 
+    /// Changes this host's tunnel addresses; one that stays is steered without a gap.
+    pub fn set_vteps(&mut self, vteps: &[IpAddr]) -> Result<(), Error> {
+        fill(&mut self.vteps, vteps).map_err(|error| vteps_error(&self.interface, &error))
+    }
+
     /// Frames so far by [`Outcome`](crate::abi::Outcome), over all CPUs.
     pub fn counters(&self) -> Result<[u64; OUTCOMES], Error> {
         let mut sums = [0; OUTCOMES];
@@ -155,7 +173,7 @@ impl Steering {
         Ok(())
     }
 
-    fn socket_error(&self, queue: u32, error: &aya::maps::MapError) -> Error {
+    fn socket_error(&self, queue: u32, error: &MapError) -> Error {
         let reason = match queue {
             QUEUES.. => format!("at most {QUEUES} queues of an interface are steered"),
             _ => chain(error),
@@ -296,20 +314,30 @@ fn interface_index(interface: &str) -> Result<u32, Error> {
 fn load(interface: &str, program: Program) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     let port;
-    if let Program::Uplink { vxlan_port } = program {
+    if let Program::Uplink { vxlan_port, .. } = program {
         port = vxlan_port;
         loader.override_global("VXLAN_PORT", &port, true);
     }
     loader.load(OBJECT).map_err(|error| load_error(interface, &error))
 }
 
-fn program_of(object: &mut Ebpf, program: Program) -> Result<&mut Xdp, Error> {
+fn program_of<'a>(object: &'a mut Ebpf, program: Program<'_>) -> Result<&'a mut Xdp, Error> {
     let name = match program {
         Program::Tenant => "outboard_tenant",
         Program::Uplink { .. } => "outboard_uplink",
     };
     let found = object.program_mut(name).ok_or_else(|| missing(name))?;
     found.try_into().map_err(|error: ProgramError| unexpected(&error))
+}
+
+/// Makes a map hold exactly these tunnel addresses.
+fn fill(map: &mut HashMap<MapData, [u8; 16], u8>, vteps: &[IpAddr]) -> Result<(), MapError> {
+    let wanted: Vec<_> = vteps.iter().map(|address| outboard_wire::vtep(*address)).collect();
+    let old: Vec<_> = map.keys().filter_map(Result::ok).collect();
+    for gone in old.iter().filter(|old| !wanted.contains(old)) {
+        map.remove(gone)?;
+    }
+    wanted.iter().try_for_each(|address| map.insert(address, 0, 0))
 }
 
 fn take_map(object: &mut Ebpf, name: &str) -> Result<Map, Error> {
@@ -345,6 +373,10 @@ fn load_error(interface: &str, error: &(dyn std::error::Error + 'static)) -> Err
         Some(libc::EPERM) => Error::Capability { interface: interface.to_owned() },
         _ => Error::Load { reason: chain(error) },
     }
+}
+
+fn vteps_error(interface: &str, error: &MapError) -> Error {
+    Error::Vteps { interface: interface.to_owned(), reason: chain(error) }
 }
 
 fn pin_error(path: &Path, error: &(dyn std::error::Error + 'static)) -> Error {

@@ -19,6 +19,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use outboard_dma::{FreeList, Region, RingSizes};
 use outboard_ebpf::{Program, Steering};
 use outboard_wire::{ethernet, ipv4, udp, vxlan};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -149,9 +150,10 @@ pub fn open_port(
     counters: impl Fn(u16) -> Arc<PortCounters>,
 ) -> Result<(Steering, Vec<AnyPort>), RunError> {
     let port = &plan.ports[index];
+    let vteps = vteps(plan);
     let program = match port.role {
         Role::Tenant(_) => Program::Tenant,
-        Role::Uplink { .. } => Program::Uplink { vxlan_port: VXLAN_PORT },
+        Role::Uplink { .. } => Program::Uplink { vxlan_port: VXLAN_PORT, vteps: &vteps },
     };
     let attached = Steering::attach(&port.interface, program, pins);
     let mut steering = attached.map_err(|error| match (error, &port.role) {
@@ -194,6 +196,15 @@ pub fn open_port(
             Err(error)
         }
     }
+}
+
+/// The tunnel addresses of all uplinks: each takes what is for any of them.
+pub fn vteps(plan: &Plan) -> Vec<IpAddr> {
+    let of = |port: &Port| match port.role {
+        Role::Uplink { vtep } => Some(IpAddr::V4(vtep)),
+        Role::Tenant(_) => None,
+    };
+    plan.ports.iter().filter_map(of).collect()
 }
 
 /// The place of a port's queue among the queues of the worker that owns it.

@@ -51,6 +51,24 @@ impl Namespace {
         namespace
     }
 
+    /// Switches IPv6 on for an interface: without an address of its own choice, router
+    /// solicitations, or waiting for duplicates. `default` stands for those to come.
+    pub fn allow_ipv6(&self, interface: &str) {
+        let settings = [
+            ("addr_gen_mode", "1"),
+            ("accept_ra", "0"),
+            ("accept_dad", "0"),
+            ("disable_ipv6", "0"),
+        ];
+        self.within(|| {
+            for (setting, value) in settings {
+                let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
+                std::fs::write(&path, value)
+                    .unwrap_or_else(|error| panic!("writing {path}: {error}"));
+            }
+        });
+    }
+
     /// The name that `ip netns` knows.
     pub fn name(&self) -> &str {
         &self.name

@@ -24,6 +24,6 @@ pub use checksum::Checksum;
 pub use ethernet::Ethernet;
 pub use ipv4::Ipv4;
 pub use malformed::Malformed;
-pub use steer::{STEER_BYTES, Steer, steer};
+pub use steer::{STEER_BYTES, STEER_V6_BYTES, Steer, steer, steer_v6, vtep};
 pub use udp::Udp;
 pub use vxlan::Vxlan;

@@ -2,11 +2,14 @@
 //! about a packet is the switch's.
 //!
 //! `outboard_tenant` gives every frame to the socket of the queue it came in on.
-//! `outboard_uplink` gives it the tunnel's datagrams and leaves everything else to the kernel,
-//! which answers ARP and keeps its other services. A frame for a queue without a socket is
-//! dropped and counted: passing a tenant's frames to the kernel would go around the switch.
+//! `outboard_uplink` gives it the datagrams of tunnels to this host's tunnel addresses and leaves
+//! everything else to the kernel, which answers ARP and neighbour discovery, hears what routers
+//! say about the path (control asks it), and keeps its other services. A frame for a queue
+//! without a socket is dropped and counted: passing a tenant's frames to the kernel would go
+//! around the switch.
 //!
-//! Maps: `XSKS`, sockets by queue; `COUNTERS`, one u64 per outcome and CPU (`abi.rs`).
+//! Maps: `XSKS`, sockets by queue; `VTEPS`, this host's tunnel addresses, as `outboard_wire::vtep`
+//! writes them; `COUNTERS`, one u64 per outcome and CPU (`abi.rs`).
 //! `VXLAN_PORT` is a constant that the loader may replace before loading.
 #![no_std]
 #![no_main]
@@ -14,16 +17,19 @@
 #[path = "../../src/abi.rs"]
 mod abi;
 
-use abi::{OUTCOMES, Outcome, QUEUES};
+use abi::{OUTCOMES, Outcome, QUEUES, VTEPS as VTEPS_MAX};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{PerCpuArray, XskMap};
+use aya_ebpf::maps::{HashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
-use outboard_wire::{STEER_BYTES, Steer, steer};
+use outboard_wire::{STEER_BYTES, STEER_V6_BYTES, Steer, steer, steer_v6};
 
 #[map]
 static XSKS: XskMap = XskMap::with_max_entries(QUEUES, 0);
+
+#[map]
+static VTEPS: HashMap<[u8; 16], u8> = HashMap::with_max_entries(VTEPS_MAX, 0);
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(OUTCOMES as u32, 0);
@@ -49,12 +55,24 @@ pub fn outboard_uplink(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn uplink(context: &XdpContext) -> (Outcome, u32) {
-    let Some(head) = head(context) else {
+    let Some(head) = first::<STEER_BYTES>(context) else {
         return (Outcome::PassedShort, XDP_PASS);
     };
     match steer(head, VXLAN_PORT.load()) {
-        Steer::Tunnel => to_socket(context),
-        Steer::Other => (Outcome::Passed, XDP_PASS),
+        Steer::Ipv6 => match first::<STEER_V6_BYTES>(context) {
+            Some(head) => verdict(context, steer_v6(head, VXLAN_PORT.load())),
+            None => (Outcome::PassedShort, XDP_PASS),
+        },
+        decision => verdict(context, decision),
+    }
+}
+
+#[inline(always)]
+fn verdict(context: &XdpContext, decision: Steer) -> (Outcome, u32) {
+    match decision {
+        Steer::Tunnel(to) if VTEPS.get_ptr(to).is_some() => to_socket(context),
+        Steer::Tunnel(_) => (Outcome::PassedAddress, XDP_PASS),
+        Steer::Other | Steer::Ipv6 => (Outcome::Passed, XDP_PASS),
         Steer::Fragment => (Outcome::PassedFragment, XDP_PASS),
         Steer::Options => (Outcome::PassedOptions, XDP_PASS),
     }
@@ -73,11 +91,11 @@ fn to_socket(context: &XdpContext) -> (Outcome, u32) {
 
 /// The frame's first bytes, or `None` when there are fewer.
 #[inline(always)]
-fn head(context: &XdpContext) -> Option<&[u8; STEER_BYTES]> {
+fn first<const BYTES: usize>(context: &XdpContext) -> Option<&[u8; BYTES]> {
     let (start, end) = (context.data(), context.data_end());
     // SAFETY: the bytes lie between the start and the end of the packet (checked; the verifier
     // checks it again), which nobody changes while the program runs.
-    (start + STEER_BYTES <= end).then(|| unsafe { &*(start as *const [u8; STEER_BYTES]) })
+    (start + BYTES <= end).then(|| unsafe { &*(start as *const [u8; BYTES]) })
 }
 
 #[inline(always)]
