@@ -64,7 +64,7 @@ fn run(remote: &mut Remote, frames: &mut [Vec<Frame>], rng: &mut Rng, ios: u32) 
             }
             let offset_bytes = rng.below(BLOCKS + 20) * 512;
             let tag = Tag { owner: 0, slot };
-            let io = Io { tag, op, offset_bytes, segments: &segments };
+            let io = Io { tag, op, offset_bytes, range_bytes: 0, segments: &segments };
             remote.submit(now_ns(), &io).expect("as many slots as may be in flight");
             submitted += 1;
         }

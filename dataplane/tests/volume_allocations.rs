@@ -48,6 +48,7 @@ fn run<V: BlockDevice>(volume: &mut V, frames: &mut [Frame], rng: &mut Rng, ios:
                 op,
                 // Some leave the volume.
                 offset_bytes: rng.below(BLOCKS + 20) * u64::from(BLOCK_BYTES),
+                range_bytes: 0,
                 segments: if rng.chance(200_000) { &pieces } else { &whole },
             };
             if volume.submit(0, &io) == Err(Full) {

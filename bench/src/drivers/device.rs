@@ -80,7 +80,8 @@ impl<D: BlockDevice> BlockTarget for Device<D> {
             Op::Read => VolumeOp::Read,
             Op::Write => VolumeOp::Write,
         };
-        let io = Io { tag: Tag { owner: 0, slot }, op, offset_bytes, segments };
+        let tag = Tag { owner: 0, slot };
+        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments };
         self.volume.submit(now_ns, &io).is_ok()
     }
 

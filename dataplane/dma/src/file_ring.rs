@@ -154,6 +154,32 @@ impl FileRing {
         unsafe { self.push(slot, entry) };
     }
 
+    /// Queues the release of the space of `[offset, offset + bytes)`, which reads as zeros then;
+    /// the file keeps its length. A block device discards (`man 2 fallocate`, PUNCH_HOLE).
+    ///
+    /// # Panics
+    /// When the slot is in flight.
+    pub fn queue_release(&mut self, slot: usize, offset: u64, bytes: u64) {
+        self.queue_allocate(slot, libc::FALLOC_FL_PUNCH_HOLE, offset, bytes);
+    }
+
+    /// Queues that `[offset, offset + bytes)` reads as zeros and keeps its space (`man 2
+    /// fallocate`, ZERO_RANGE).
+    ///
+    /// # Panics
+    /// When the slot is in flight.
+    pub fn queue_zero(&mut self, slot: usize, offset: u64, bytes: u64) {
+        self.queue_allocate(slot, libc::FALLOC_FL_ZERO_RANGE, offset, bytes);
+    }
+
+    fn queue_allocate(&mut self, slot: usize, how: i32, offset: u64, bytes: u64) {
+        assert!(!self.slots[slot].busy);
+        let mode = how | libc::FALLOC_FL_KEEP_SIZE;
+        let entry = opcode::Fallocate::new(FILE, bytes).offset(offset).mode(mode).build();
+        // SAFETY: a fallocate touches no memory of ours.
+        unsafe { self.push(slot, entry) };
+    }
+
     /// # Safety
     /// Every address in `entry` stays valid until the slot's outcome was taken.
     unsafe fn push(&mut self, slot: usize, entry: squeue::Entry) {

@@ -3,7 +3,7 @@
 //! Anonymous, zeroed, page-aligned, sized once. Unlike a vector it says so when the kernel refuses
 //! the memory, and it can be made resident before the first access.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
 /// Alignment and granularity.
@@ -68,6 +68,33 @@ impl Pages {
     }
 }
 
+impl Pages {
+    /// Sets a range to zeros. Whole pages in it go back to the kernel, and come back at the next
+    /// touch.
+    ///
+    /// # Panics
+    /// When the range leaves the memory.
+    pub fn release(&mut self, range: Range<usize>) {
+        let bytes = &mut self[range.clone()];
+        let first = range.start.next_multiple_of(PAGE_BYTES);
+        let end = range.end / PAGE_BYTES * PAGE_BYTES;
+        if first >= end {
+            return bytes.fill(0);
+        }
+        bytes[..first - range.start].fill(0);
+        bytes[end - range.start..].fill(0);
+        let pages = &mut bytes[first - range.start..end - range.start];
+        // SAFETY: whole pages of a private anonymous mapping that self owns and has borrowed
+        // mutably; what is read there later is zeros.
+        let released =
+            unsafe { libc::madvise(pages.as_mut_ptr().cast(), pages.len(), libc::MADV_DONTNEED) };
+        if released != 0 {
+            // Locked memory stays.
+            pages.fill(0);
+        }
+    }
+}
+
 impl Deref for Pages {
     type Target = [u8];
 
@@ -128,6 +155,21 @@ mod tests {
         };
         assert_eq!(asked, 0);
         present.iter().filter(|page| **page & 1 == 1).count()
+    }
+
+    #[test]
+    fn released_pages_are_zeros_and_gone() {
+        let mut pages = Pages::new(64 * PAGE_BYTES, true).unwrap();
+        for range in [0..0, 5..6, 100..4_200, 4_000..8_192, 4_096..8_192, 4_095..16_385, 0..262_144]
+        {
+            pages.fill(7);
+            pages.release(range.clone());
+            let whole = (range.end / PAGE_BYTES).saturating_sub(range.start.div_ceil(PAGE_BYTES));
+            assert_eq!(resident(&pages), 64 - whole, "{range:?}");
+            for (at, byte) in pages.iter().enumerate() {
+                assert_eq!(*byte, if range.contains(&at) { 0 } else { 7 }, "{at} of {range:?}");
+            }
+        }
     }
 
     #[test]

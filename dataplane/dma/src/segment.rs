@@ -109,6 +109,20 @@ impl Segment {
         }
         true
     }
+
+    /// Whether the segment's bytes from `offset` are those of `data`; `false` when the range
+    /// leaves the segment. Each byte is read once, at some moment of the call.
+    pub fn equals(&self, offset: usize, data: &[u8]) -> bool {
+        if offset.checked_add(data.len()).is_none_or(|end| end > self.len()) {
+            return false;
+        }
+        let mut copy = [0; 1024];
+        data.chunks(copy.len()).enumerate().all(|(index, part)| {
+            let at = offset + index * copy.len();
+            let copy = &mut copy[..part.len()];
+            self.copy_to(at, copy) && copy == part
+        })
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +142,9 @@ mod tests {
         assert!(segment.copy_to(6, &mut out));
         assert_eq!(out, [5; 4]);
         assert!(!segment.copy_to(7, &mut out));
+        assert!(segment.equals(6, &[5; 4]) && segment.equals(10, &[]));
+        assert!(!segment.equals(7, &[5; 4]) && !segment.equals(6, &[5, 5, 5, 6]));
+        assert!(!segment.equals(usize::MAX, &[5; 1]));
         assert!(segment.part(7, 4).is_none());
         assert_eq!(segment.part(7, 3).unwrap().len(), 3);
         free.give(frame);

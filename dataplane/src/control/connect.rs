@@ -507,7 +507,7 @@ mod tests {
     use super::*;
     use crate::control::listen::Listener;
     use crate::volume::export::{Export, ExportConfig};
-    use crate::volume::{Dones, Full, Io, Mem, Volume, conformance};
+    use crate::volume::{Dones, Full, Io, Mem, Op, Volume, conformance};
     use crate::worker::{Storage, User, VolumeSlot};
     use outboard_dma::Region;
     use outboard_rdma::nvmf::identify::Identity;
@@ -623,6 +623,7 @@ mod tests {
 
     #[test]
     fn it_keeps_the_promise_of_volumes() {
-        conformance::suite(u32::from(DEPTH), serve);
+        let ops = [Op::Read, Op::Write, Op::Flush];
+        conformance::suite(u32::from(DEPTH), &ops, serve);
     }
 }

@@ -1,8 +1,8 @@
 //! The promise of [`BlockDevice`], as a suite that every kind of volume runs.
 //!
 //! `make` gives a fresh volume of zeros with the geometry asked for; a volume that needs another
-//! side (a target) wraps it so that `reap` moves both. `depth` is the most I/Os in flight. A
-//! failure prints the command that repeats its seed.
+//! side (a target) wraps it so that `reap` moves both. `depth` is the most I/Os in flight, `ops`
+//! what the volume can do. A failure prints the command that repeats its seed.
 
 use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
 use crate::clock::now_ns;
@@ -20,20 +20,33 @@ const MAX_EMPTY_REAPS: u32 = 200_000;
 /// The largest random I/O.
 const MAX_IO_BYTES: usize = 64 << 10;
 
+/// The longest random range without data.
+const MAX_RANGE_BYTES: usize = 512 << 10;
+
+/// Every operation there is.
+pub(crate) const ALL_OPS: &[Op] =
+    &[Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes, Op::Compare];
+
 /// Runs every check at both block sizes.
-pub(crate) fn suite<V: BlockDevice>(depth: u32, mut make: impl FnMut(Geometry) -> V) {
+pub(crate) fn suite<V: BlockDevice>(depth: u32, ops: &[Op], mut make: impl FnMut(Geometry) -> V) {
     for block_bytes in [512, 4096] {
         let geometry = |blocks| Geometry { block_bytes, blocks, read_only: false };
         zeros_where_never_written(&mut make(geometry(300)));
         ranges_at_the_limit_and_one_past(&mut make(geometry(64)));
+        for op in ops.iter().filter(|op| op.is_ranged()) {
+            whole_ranges_read_as_promised(&mut make(geometry(700)), *op);
+        }
+        if ops.contains(&Op::Compare) {
+            compares_find_any_difference(&mut make(geometry(300)));
+        }
         segments_at_the_limit_and_one_past(&mut make(geometry(64)));
-        read_only_refuses_writes(&mut make(Geometry { read_only: true, ..geometry(64) }));
+        read_only_refuses_changes(&mut make(Geometry { read_only: true, ..geometry(64) }), ops);
         full_has_no_effect(&mut make(geometry(64)), depth);
         flushes_end(&mut make(geometry(64)), depth);
         sleeping_on_the_descriptor_is_enough(&mut make(geometry(64)));
         for_each_seed("cargo test -p outboard --lib volume", 1, 4, |seed| {
             let volume = &mut make(geometry(if block_bytes == 512 { 2_000 } else { 500 }));
-            reads_give_the_last_write(volume, depth, seed);
+            reads_give_the_last_write(volume, depth, ops, seed);
         });
     }
 }
@@ -122,7 +135,21 @@ fn submit<V: BlockDevice>(
     offset_bytes: u64,
     segments: &[Segment],
 ) -> Result<(), Full> {
-    volume.submit(now_ns(), &Io { tag: tag(slot), op, offset_bytes, segments })
+    volume.submit(now_ns(), &Io { tag: tag(slot), op, offset_bytes, range_bytes: 0, segments })
+}
+
+/// Submits an operation on a range, without data, to an idle volume: how it ended.
+fn run_range<V: BlockDevice>(
+    volume: &mut V,
+    op: Op,
+    offset_bytes: u64,
+    range_bytes: u64,
+) -> Status {
+    let io = Io { tag: tag(98), op, offset_bytes, range_bytes, segments: &[] };
+    volume.submit(now_ns(), &io).expect("an idle volume takes an I/O");
+    let done = drain(volume);
+    assert_eq!((done.len(), done[0].tag), (1, tag(98)));
+    done[0].status
 }
 
 /// Reaps until something has ended.
@@ -213,6 +240,80 @@ fn ranges_at_the_limit_and_one_past<V: BlockDevice>(volume: &mut V) {
     }
 }
 
+/// A discard, or write-zeroes: limits, the whole volume, a part whose neighbours stay.
+fn whole_ranges_read_as_promised<V: BlockDevice>(volume: &mut V, op: Op) {
+    let mut memory = Memory::new();
+    let (bytes, block) = (volume.geometry().bytes(), u64::from(volume.geometry().block_bytes));
+    for (offset, len, expected) in [
+        (0, 0, Status::Ok),
+        (bytes, 0, Status::Ok),
+        (bytes + block, 0, Status::OutOfRange),
+        (bytes - block, 2 * block, Status::OutOfRange),
+        (bytes, block, Status::OutOfRange),
+        (0, bytes + block, Status::OutOfRange),
+        (block, u64::MAX - block + 1, Status::OutOfRange),
+        (u64::MAX - block + 1, block, Status::OutOfRange),
+        (1, block, Status::Unaligned),
+        (0, block / 2, Status::Unaligned),
+        (block, u64::MAX, Status::Unaligned),
+    ] {
+        assert_eq!(run_range(volume, op, offset, len), expected, "{op:?} {offset} {len}");
+    }
+    for (from, to) in [(0, bytes), (block, bytes - block), (5 * block, 6 * block)] {
+        fill_all(volume, &mut memory, 7);
+        assert_eq!(run_range(volume, op, from, to - from), Status::Ok);
+        for (at, byte) in read_all(volume, &mut memory).into_iter().enumerate() {
+            let is_old_right = !(from..to).contains(&(at as u64)) || op == Op::Discard;
+            let is_zero_right = (from..to).contains(&(at as u64));
+            let is_right = byte == 7 && is_old_right || byte == 0 && is_zero_right;
+            assert!(is_right, "byte {at} is {byte} after {op:?} of {from}..{to}");
+        }
+    }
+    assert_eq!(run(volume, Op::Flush, 0, &[]), Status::Ok);
+}
+
+fn fill_all<V: BlockDevice>(volume: &mut V, memory: &mut Memory, byte: u8) {
+    let (mut at, bytes) = (0, volume.geometry().bytes());
+    while at < bytes {
+        let buffer = memory.aligned((bytes - at).min(64 << 10) as usize);
+        let data = vec![byte; buffer.segments.iter().map(Segment::len).sum()];
+        buffer.fill(&data);
+        assert_eq!(run(volume, Op::Write, at, &buffer.segments), Status::Ok);
+        at += data.len() as u64;
+        memory.give(buffer);
+    }
+}
+
+fn compares_find_any_difference<V: BlockDevice>(volume: &mut V) {
+    let mut memory = Memory::new();
+    let mut rng = Rng::new(3);
+    let block = volume.geometry().block_bytes as usize;
+    for blocks in [1, 2, 16, 140] {
+        let bytes = (blocks * block).min(64 << 10);
+        let at = (volume.geometry().bytes() as usize - bytes) as u64;
+        let mut data = vec![0; bytes];
+        rng.fill(&mut data);
+        let buffer = memory.odd(bytes, &mut rng);
+        buffer.fill(&data);
+        assert_eq!(run(volume, Op::Write, at, &buffer.segments), Status::Ok);
+        assert_eq!(run(volume, Op::Compare, at, &buffer.segments), Status::Ok);
+        for wrong in [0, bytes / 2, bytes - 1] {
+            data[wrong] ^= 1;
+            buffer.fill(&data);
+            assert_eq!(run(volume, Op::Compare, at, &buffer.segments), Status::Miscompare);
+            assert_eq!(buffer.content(), data, "a compare changes nothing");
+            data[wrong] ^= 1;
+        }
+        let whole = memory.aligned(bytes);
+        assert_eq!(run(volume, Op::Read, at, &whole.segments), Status::Ok);
+        assert!(whole.content() == data, "a compare changes nothing");
+        let end = volume.geometry().bytes();
+        assert_eq!(run(volume, Op::Compare, end, &whole.segments), Status::OutOfRange);
+        memory.give(whole);
+        memory.give(buffer);
+    }
+}
+
 fn segments_at_the_limit_and_one_past<V: BlockDevice>(volume: &mut V) {
     let mut memory = Memory::new();
     let block = volume.geometry().block_bytes as usize;
@@ -240,13 +341,20 @@ fn segments_at_the_limit_and_one_past<V: BlockDevice>(volume: &mut V) {
     assert_eq!(run(volume, Op::Read, 0, &with_empty), Status::Ok);
 }
 
-fn read_only_refuses_writes<V: BlockDevice>(volume: &mut V) {
+fn read_only_refuses_changes<V: BlockDevice>(volume: &mut V, ops: &[Op]) {
     let mut memory = Memory::new();
     assert!(volume.geometry().read_only);
     let buffer = memory.aligned(volume.geometry().block_bytes as usize);
     assert_eq!(run(volume, Op::Write, 0, &buffer.segments), Status::ReadOnly);
+    for op in ops.iter().filter(|op| op.is_ranged()) {
+        let block = u64::from(volume.geometry().block_bytes);
+        assert_eq!(run_range(volume, *op, 0, block), Status::ReadOnly);
+    }
     assert_eq!(run(volume, Op::Flush, 0, &[]), Status::Ok);
     assert_eq!(run(volume, Op::Read, 0, &buffer.segments), Status::Ok);
+    if ops.contains(&Op::Compare) {
+        assert_eq!(run(volume, Op::Compare, 0, &buffer.segments), Status::Ok);
+    }
     assert!(buffer.content().iter().all(|byte| *byte == 0));
 }
 
@@ -341,14 +449,51 @@ struct InFlight {
     buffer: Buffer,
     /// What a write wrote, or what a read must find.
     data: Vec<u8>,
+    /// How it must end.
+    expected: Status,
 }
 
-/// Random reads, writes and flushes that do not overlap a write, up to `depth` in flight, against
-/// an oracle of bytes.
-fn reads_give_the_last_write<V: BlockDevice>(volume: &mut V, depth: u32, seed: u64) {
+/// What the volume holds, as far as it can be known.
+struct Oracle {
+    bytes: Vec<u8>,
+    /// By block: may as well be zeros, because it was discarded since it was last written.
+    discarded: Vec<bool>,
+    block: usize,
+}
+
+impl Oracle {
+    fn blocks(&self, range: &Range<usize>) -> Range<usize> {
+        range.start / self.block..range.end / self.block
+    }
+
+    fn write(&mut self, range: Range<usize>, data: &[u8]) {
+        let blocks = self.blocks(&range);
+        self.discarded[blocks].fill(false);
+        self.bytes[range].copy_from_slice(data);
+    }
+
+    /// Whether `found` may stand in `range`, of which `data` was the last write.
+    fn allows(&self, range: &Range<usize>, data: &[u8], found: &[u8]) -> bool {
+        let pairs = data.chunks(self.block).zip(found.chunks(self.block));
+        let mut blocks = self.blocks(range).zip(pairs);
+        blocks.all(|(block, (data, found))| {
+            let is_zero = found.iter().all(|byte| *byte == 0);
+            data == found || is_zero && self.discarded[block]
+        })
+    }
+}
+
+/// Random I/Os of every kind that do not overlap a change, up to `depth` in flight, against an
+/// oracle of bytes.
+fn reads_give_the_last_write<V: BlockDevice>(volume: &mut V, depth: u32, ops: &[Op], seed: u64) {
     let mut rng = Rng::new(seed);
     let mut memory = Memory::new();
-    let mut oracle = vec![0; volume.geometry().bytes() as usize];
+    let Geometry { block_bytes, blocks, .. } = volume.geometry();
+    let mut oracle = Oracle {
+        bytes: vec![0; volume.geometry().bytes() as usize],
+        discarded: vec![false; blocks as usize],
+        block: block_bytes as usize,
+    };
     let mut in_flight: Vec<Option<InFlight>> = (0..depth).map(|_| None).collect();
     // Some phases run at the limit, others with little in flight.
     let mut want = 1;
@@ -359,10 +504,16 @@ fn reads_give_the_last_write<V: BlockDevice>(volume: &mut V, depth: u32, seed: u
         }
         while volume.in_flight() < want && submitted < RANDOM_IOS {
             let slot = in_flight.iter().position(Option::is_none).expect("fewer than depth");
-            let io = random_io(&mut rng, &mut memory, &oracle, &in_flight, volume.geometry());
-            let at = io.range.start as u64;
-            submit(volume, slot as u16, io.op, at, &io.buffer.segments)
-                .expect("room for another I/O");
+            let io = random_io(&mut rng, &mut memory, &oracle, &in_flight, ops);
+            let range_bytes = if io.op.is_ranged() { io.range.len() as u64 } else { 0 };
+            let asked = Io {
+                tag: tag(slot as u16),
+                op: io.op,
+                offset_bytes: io.range.start as u64,
+                range_bytes,
+                segments: &io.buffer.segments,
+            };
+            volume.submit(now_ns(), &asked).expect("room for another I/O");
             in_flight[slot] = Some(io);
             submitted += 1;
         }
@@ -375,53 +526,85 @@ fn reads_give_the_last_write<V: BlockDevice>(volume: &mut V, depth: u32, seed: u
         finish(&mut memory, &mut oracle, &mut in_flight, done);
     }
     assert!(in_flight.iter().all(Option::is_none), "an I/O never ended");
-    assert!(read_all(volume, &mut memory) == oracle, "the content at the end");
+    let content = read_all(volume, &mut memory);
+    let all = 0..content.len();
+    assert!(oracle.allows(&all, &oracle.bytes, &content), "the content at the end");
 }
 
 fn random_io(
     rng: &mut Rng,
     memory: &mut Memory,
-    oracle: &[u8],
+    oracle: &Oracle,
     in_flight: &[Option<InFlight>],
-    geometry: Geometry,
+    ops: &[Op],
 ) -> InFlight {
-    let block = geometry.block_bytes as usize;
-    if rng.chance(30_000) {
-        let buffer = memory.aligned(0);
-        return InFlight { op: Op::Flush, range: 0..0, buffer, data: Vec::new() };
-    }
+    let block = oracle.block;
+    let expected = Status::Ok;
     loop {
         let most = if rng.chance(200_000) { MAX_IO_BYTES } else { 8 << 10 };
+        let op = match rng.below(100) {
+            0..3 => Op::Flush,
+            3..85 => [Op::Read, Op::Write][rng.index(2)],
+            _ => ops[rng.index(ops.len())],
+        };
+        if op == Op::Flush {
+            let buffer = memory.aligned(0);
+            return InFlight { op, range: 0..0, buffer, data: Vec::new(), expected };
+        }
+        let is_long = op.is_ranged() && rng.chance(100_000);
+        let most = if is_long { MAX_RANGE_BYTES } else { most };
         let bytes = (rng.index(most / block) + 1) * block;
-        let start = rng.index((oracle.len() - bytes) / block + 1) * block;
-        let (range, op) = (start..start + bytes, [Op::Read, Op::Write][rng.index(2)]);
+        let start = rng.index((oracle.bytes.len() - bytes) / block + 1) * block;
+        let range = start..start + bytes;
         let clash = |other: &InFlight| {
-            (op == Op::Write || other.op == Op::Write)
+            (op.is_change() || other.op.is_change())
                 && range.start < other.range.end
                 && other.range.start < range.end
         };
-        if in_flight.iter().flatten().any(clash) {
+        let is_unknown = oracle.discarded[oracle.blocks(&range)].contains(&true);
+        if in_flight.iter().flatten().any(clash) || op == Op::Compare && is_unknown {
             continue;
+        }
+        if op.is_ranged() {
+            let buffer = memory.aligned(0);
+            return InFlight { op, range, buffer, data: vec![0; bytes], expected };
         }
         let odd = rng.chance(500_000);
         let buffer = if odd { memory.odd(bytes, rng) } else { memory.aligned(bytes) };
-        let mut data = oracle[range.clone()].to_vec();
+        let mut data = oracle.bytes[range.clone()].to_vec();
         if op == Op::Write {
             rng.fill(&mut data);
+        }
+        let is_wrong = op == Op::Compare && rng.chance(500_000);
+        data[rng.index(bytes)] ^= u8::from(is_wrong);
+        if op != Op::Read {
             buffer.fill(&data);
         }
-        return InFlight { op, range, buffer, data };
+        let expected = if is_wrong { Status::Miscompare } else { Status::Ok };
+        return InFlight { op, range, buffer, data, expected };
     }
 }
 
-fn finish(memory: &mut Memory, oracle: &mut [u8], in_flight: &mut [Option<InFlight>], done: Done) {
+fn finish(
+    memory: &mut Memory,
+    oracle: &mut Oracle,
+    in_flight: &mut [Option<InFlight>],
+    done: Done,
+) {
     assert_eq!(done.tag.owner, 7);
     let io = in_flight[usize::from(done.tag.slot)].take().expect("an outcome for an I/O in flight");
-    assert_eq!(done.status, Status::Ok, "{:?} of {:?}", io.op, io.range);
+    assert_eq!(done.status, io.expected, "{:?} of {:?}", io.op, io.range);
     match io.op {
-        Op::Read => assert!(io.buffer.content() == io.data, "wrong data at {:?}", io.range),
-        Op::Write => oracle[io.range].copy_from_slice(&io.data),
-        Op::Flush => {}
+        Op::Read => {
+            let is_right = oracle.allows(&io.range, &io.data, &io.buffer.content());
+            assert!(is_right, "wrong data at {:?}", io.range);
+        }
+        Op::Write | Op::WriteZeroes => oracle.write(io.range, &io.data),
+        Op::Discard => {
+            let blocks = oracle.blocks(&io.range);
+            oracle.discarded[blocks].fill(true);
+        }
+        Op::Flush | Op::Compare => {}
     }
     memory.give(io.buffer);
 }

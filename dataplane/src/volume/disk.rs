@@ -211,6 +211,7 @@ impl Disk {
                 self.counters.written_bytes.add(u64::from(bytes));
             }
             Op::Flush => self.counters.flushes.add(1),
+            Op::Discard | Op::WriteZeroes | Op::Compare => {}
         }
         let written = if slot.op == Op::Read { bytes } else { 0 };
         self.answer(slot.ring, slot.head, slot.status, done.status, written);
@@ -394,7 +395,7 @@ impl Disk {
         let tag = Tag { owner: self.owner, slot };
         // A flush has no position; what the driver put there means nothing (5.2.6.1).
         let offset_bytes = if op == Op::Flush { 0 } else { offset_bytes };
-        let io = Io { tag, op, offset_bytes, segments: &request.data };
+        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments: &request.data };
         let bytes = io.bytes();
         match volume.geometry().check(&io) {
             Err(status) => return self.answer(ring, head, request.status, status, 0),
@@ -422,7 +423,7 @@ impl Disk {
         let Some(parked) = &self.parked else { return true };
         let tag = Tag { owner: self.owner, slot: parked.slot };
         let Parked { op, offset_bytes, .. } = *parked;
-        let io = Io { tag, op, offset_bytes, segments: &parked.segments };
+        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments: &parked.segments };
         if volume.submit(now_ns, &io) == Err(Full) {
             return false;
         }

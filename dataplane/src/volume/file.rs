@@ -7,6 +7,10 @@
 //! A file shorter than the volume (cut behind its back) reads as zeros there. Short transfers are
 //! continued. ENOSPC and EDQUOT end as `NoSpace`, every other errno as `Media`; each is counted by
 //! name. A flush is fdatasync: it covers every I/O reaped before it was submitted.
+//!
+//! A discard punches a hole; where that cannot be done it has no effect, counted. Write-zeroes
+//! keeps the space (ZERO_RANGE); where that cannot be done it writes zeros. A compare reads into
+//! the bounce buffer.
 
 mod open;
 #[cfg(test)]
@@ -39,6 +43,9 @@ pub struct File {
     free: Vec<u16>,
     /// Ended without the kernel: refused, empty, or a flush of a read-only volume.
     ended: VecDeque<Done>,
+    /// Whether the file system knows how to punch a hole and how to zero a range, as far as tried.
+    punches: bool,
+    zeroes: bool,
     counters: Arc<FileCounters>,
 }
 
@@ -67,6 +74,10 @@ pub struct FileCounters {
     pub beyond_end: Counter,
     /// Times the kernel said EAGAIN or EINTR and the transfer was repeated.
     pub repeated: Counter,
+    /// Discards without effect, because the file system or device does not know them.
+    pub kept: Counter,
+    /// Write-zeroes that wrote every zero, for the same reason.
+    pub zeros_written: Counter,
     errors: [Counter; ERRNOS.len() + 1],
 }
 
@@ -127,6 +138,8 @@ impl File {
             slots: (0..DEPTH).map(slot).collect(),
             free: (0..DEPTH as u16).rev().collect(),
             ended: VecDeque::with_capacity(DEPTH),
+            punches: true,
+            zeroes: true,
             counters: Arc::default(),
         })
     }
@@ -158,9 +171,16 @@ impl File {
     }
 
     fn start(&mut self, io: &Io, bytes: u64) {
-        let bounced = self.must_bounce(io.segments);
-        if bounced {
-            self.counters.bounced.add(1);
+        let bounced = match io.op {
+            Op::Read | Op::Write => self.must_bounce(io.segments),
+            Op::Compare => true,
+            Op::WriteZeroes => !self.zeroes,
+            Op::Flush | Op::Discard => false,
+        };
+        match io.op {
+            Op::WriteZeroes => self.counters.zeros_written.add(u64::from(bounced)),
+            Op::Compare => {}
+            _ => self.counters.bounced.add(u64::from(bounced)),
         }
         let index = self.free.pop().expect("fewer than DEPTH in flight");
         let slot = &mut self.slots[usize::from(index)];
@@ -168,7 +188,9 @@ impl File {
         slot.op = io.op;
         slot.offset_bytes = io.offset_bytes;
         slot.segments.clear();
-        slot.segments.extend(io.segments.iter().copied());
+        if !io.op.is_ranged() && io.op != Op::Flush {
+            slot.segments.extend(io.segments.iter().copied());
+        }
         slot.bytes = bytes;
         slot.moved = 0;
         slot.bounced = bounced;
@@ -179,19 +201,26 @@ impl File {
     /// Queues the slot's next transfer: all that is left, or one bounce buffer of it.
     fn queue(&mut self, index: usize) {
         let slot = &self.slots[index];
+        let at = slot.offset_bytes + slot.moved;
         let direction = match slot.op {
-            Op::Read => Direction::Read,
+            Op::Read | Op::Compare => Direction::Read,
             Op::Write => Direction::Write,
             Op::Flush => return self.ring.queue_sync(index),
+            Op::Discard => return self.ring.queue_release(index, at, slot.bytes),
+            Op::WriteZeroes if !slot.bounced => {
+                return self.ring.queue_zero(index, at, slot.bytes);
+            }
+            Op::WriteZeroes => Direction::Write,
         };
-        let at = slot.offset_bytes + slot.moved;
         if !slot.bounced {
             let moved = slot.moved as usize;
             return self.ring.queue_segments(index, direction, &slot.segments, moved, at);
         }
         let bytes = slot.piece_bytes();
-        if direction == Direction::Write {
-            let buffer = &mut self.ring.bounce(index)[..bytes];
+        let buffer = &mut self.ring.bounce(index)[..bytes];
+        if slot.op == Op::WriteZeroes {
+            buffer.fill(0);
+        } else if direction == Direction::Write {
             copy(&slot.segments, slot.moved as usize, bytes, |segment, from, range| {
                 segment.copy_to(from, &mut buffer[range])
             });
@@ -204,14 +233,16 @@ impl File {
         if result < 0 {
             return self.failed(index, -result);
         }
-        if self.slots[index].op == Op::Flush {
+        let slot = &self.slots[index];
+        if matches!(slot.op, Op::Flush | Op::Discard) || slot.op == Op::WriteZeroes && !slot.bounced
+        {
             return Some(Status::Ok);
         }
         let (bytes, piece) = (result as usize, self.slots[index].piece_bytes());
         // Direct I/O moves whole blocks; anything else it returns is the end of the file.
         let unit = self.direct.map_or(1, |alignment| alignment.offset as usize);
         let at_end = bytes == 0 || !bytes.is_multiple_of(unit);
-        if self.slots[index].op == Op::Write && at_end {
+        if self.slots[index].op.is_change() && at_end {
             return self.failed(index, libc::EIO);
         }
         let slot = &mut self.slots[index];
@@ -221,15 +252,17 @@ impl File {
                 segment.copy_from(to, &buffer[range])
             });
         }
+        if slot.op == Op::Compare && !slot.equals(&self.ring.bounce(index)[..bytes]) {
+            return Some(Status::Miscompare);
+        }
         slot.moved += bytes as u64;
         slot.attempts = 0;
         if slot.moved == slot.bytes {
             return Some(Status::Ok);
         }
         if at_end {
-            slot.zero_rest();
             self.counters.beyond_end.add(1);
-            return Some(Status::Ok);
+            return Some(slot.end_at_zeros());
         }
         if bytes < piece {
             self.counters.continued.add(1);
@@ -245,6 +278,23 @@ impl File {
             self.counters.repeated.add(1);
             self.queue(index);
             return None;
+        }
+        if matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) {
+            match slot.op {
+                Op::Discard => {
+                    self.punches = false;
+                    self.counters.kept.add(1);
+                    return Some(Status::Ok);
+                }
+                Op::WriteZeroes if !slot.bounced => {
+                    self.zeroes = false;
+                    slot.bounced = true;
+                    self.counters.zeros_written.add(1);
+                    self.queue(index);
+                    return None;
+                }
+                _ => {}
+            }
         }
         self.counters.count_error(errno);
         Some(match errno {
@@ -267,18 +317,35 @@ impl Slot {
         if self.bounced { left.min(BOUNCE_BYTES) } else { left }
     }
 
-    fn zero_rest(&self) {
+    /// Whether the segments behind what has moved hold `data`.
+    fn equals(&self, data: &[u8]) -> bool {
+        let mut is_equal = true;
+        copy(&self.segments, self.moved as usize, data.len(), |segment, from, range| {
+            is_equal &= segment.equals(from, &data[range]);
+            true
+        });
+        is_equal
+    }
+
+    /// What is left of a read or compare finds zeros: the file has ended.
+    fn end_at_zeros(&self) -> Status {
         const ZEROS: [u8; 4096] = [0; 4096];
         let left = (self.bytes - self.moved) as usize;
+        let mut is_equal = true;
         copy(&self.segments, self.moved as usize, left, |segment, to, range| {
             let mut at = 0;
             while at < range.len() {
-                let step = ZEROS.len().min(range.len() - at);
-                segment.copy_from(to + at, &ZEROS[..step]);
-                at += step;
+                let zeros = &ZEROS[..ZEROS.len().min(range.len() - at)];
+                if self.op == Op::Compare {
+                    is_equal &= segment.equals(to + at, zeros);
+                } else {
+                    segment.copy_from(to + at, zeros);
+                }
+                at += zeros.len();
             }
             true
         });
+        if is_equal { Status::Ok } else { Status::Miscompare }
     }
 }
 
@@ -313,12 +380,16 @@ impl BlockDevice for File {
         if self.in_flight() as usize == DEPTH {
             return Err(Full);
         }
-        let bytes = io.bytes();
+        let bytes = if io.op == Op::Flush { 0 } else { io.bytes() };
         let status = match self.geometry.check(io) {
             Err(status) => status,
             // Nothing is ever written, so nothing waits to be durable.
             Ok(()) if io.op == Op::Flush && self.geometry.read_only => Status::Ok,
             Ok(()) if io.op != Op::Flush && bytes == 0 => Status::Ok,
+            Ok(()) if io.op == Op::Discard && !self.punches => {
+                self.counters.kept.add(1);
+                Status::Ok
+            }
             Ok(()) => {
                 self.start(io, bytes);
                 return Ok(());

@@ -1,15 +1,21 @@
 //! A volume in memory: gone when the daemon ends.
 //!
 //! Every I/O is a copy that ends inside `submit`; its outcome waits for the next `reap`. A flush
-//! has nothing to do. There is no descriptor to sleep on: after a `reap` nothing is left to end.
+//! has nothing to do. A discard gives whole pages back to the kernel; they come back, empty, when
+//! they are touched. A discard or write-zeroes that is long goes on step by step, one in each
+//! `reap`; while there is one, and only then, there is a descriptor, always readable.
 
-use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, OpenError, Status};
-use outboard_dma::Pages;
+use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, OpenError, Status, Tag};
+use outboard_dma::{EventFd, Pages};
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 /// The most ended I/Os that wait for `reap`.
 pub const DEPTH: usize = 256;
+/// What one step sets to zero: about 20 µs of a turn.
+const ZERO_STEP_BYTES: usize = 256 << 10;
+/// What one step of a discard gives back: the kernel takes about as long for it.
+const DISCARD_STEP_BYTES: usize = 1 << 20;
 
 /// A volume in this process's memory.
 #[derive(Debug)]
@@ -17,6 +23,19 @@ pub struct Mem {
     geometry: Geometry,
     content: Pages,
     ended: VecDeque<Done>,
+    /// Discards and write-zeroes that go on in `reap`, in order.
+    ranges: VecDeque<Range>,
+    /// Readable from the start: to be polled only while there are `ranges`.
+    again: EventFd,
+}
+
+/// What is left of a discard or write-zeroes.
+#[derive(Debug)]
+struct Range {
+    tag: Tag,
+    op: Op,
+    at: usize,
+    end: usize,
 }
 
 impl Mem {
@@ -27,7 +46,15 @@ impl Mem {
         let bytes = usize::try_from(geometry.bytes())
             .map_err(|_| refused(std::io::Error::from_raw_os_error(libc::ENOMEM)))?;
         let content = Pages::new(bytes, resident).map_err(refused)?;
-        Ok(Mem { geometry, content, ended: VecDeque::with_capacity(DEPTH) })
+        let again = EventFd::new().map_err(refused)?;
+        again.signal();
+        Ok(Mem {
+            geometry,
+            content,
+            ended: VecDeque::with_capacity(DEPTH),
+            ranges: VecDeque::with_capacity(DEPTH),
+            again,
+        })
     }
 
     /// The I/O's outcome; `check` has passed, so the range lies inside the content.
@@ -36,14 +63,46 @@ impl Mem {
         let mut at = io.offset_bytes as usize;
         for segment in io.segments {
             let place = &mut self.content[at..at + segment.len()];
-            match io.op {
+            let is_equal = match io.op {
                 Op::Read => segment.copy_from(0, place),
                 Op::Write => segment.copy_to(0, place),
-                Op::Flush => true,
+                Op::Compare => segment.equals(0, place),
+                Op::Flush | Op::Discard | Op::WriteZeroes => true,
             };
+            if !is_equal {
+                return Status::Miscompare;
+            }
             at += segment.len();
         }
         Status::Ok
+    }
+
+    /// Begins a discard or write-zeroes; `check` has passed. Its outcome, when it is short.
+    fn begin(&mut self, io: &Io) -> Option<Status> {
+        let at = io.offset_bytes as usize;
+        let mut range = Range { tag: io.tag, op: io.op, at, end: at + io.range_bytes as usize };
+        if range.step(&mut self.content) {
+            return Some(Status::Ok);
+        }
+        self.ranges.push_back(range);
+        None
+    }
+}
+
+impl Range {
+    /// Does the next part; `true`: that was the last.
+    fn step(&mut self, content: &mut Pages) -> bool {
+        let left = self.end - self.at;
+        if self.op == Op::Discard {
+            let part = left.min(DISCARD_STEP_BYTES);
+            content.release(self.at..self.at + part);
+            self.at += part;
+        } else {
+            let part = left.min(ZERO_STEP_BYTES);
+            content[self.at..self.at + part].fill(0);
+            self.at += part;
+        }
+        self.at == self.end
     }
 }
 
@@ -54,12 +113,16 @@ impl BlockDevice for Mem {
 
     #[inline]
     fn submit(&mut self, _now_ns: u64, io: &Io) -> Result<(), Full> {
-        if self.ended.len() == DEPTH {
+        if self.in_flight() as usize == DEPTH {
             return Err(Full);
         }
         let status = match self.geometry.check(io) {
             Err(status) => status,
             Ok(()) if io.op == Op::Flush => Status::Ok,
+            Ok(()) if io.op.is_ranged() => match self.begin(io) {
+                Some(status) => status,
+                None => return Ok(()),
+            },
             Ok(()) => self.copy(io),
         };
         self.ended.push_back(Done { tag: io.tag, status });
@@ -68,32 +131,40 @@ impl BlockDevice for Mem {
 
     #[inline]
     fn reap(&mut self, _now_ns: u64, done: &mut Dones) {
+        if let Some(range) = self.ranges.front_mut()
+            && range.step(&mut self.content)
+        {
+            self.ended.push_back(Done { tag: range.tag, status: Status::Ok });
+            self.ranges.pop_front();
+        }
         let count = done.remaining_capacity().min(self.ended.len());
         done.extend(self.ended.drain(..count));
     }
 
     fn in_flight(&self) -> u32 {
-        self.ended.len() as u32
+        (self.ended.len() + self.ranges.len()) as u32
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        None
+        (!self.ranges.is_empty()).then(|| self.again.as_raw_fd())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{Tag, conformance};
+    use crate::volume::conformance;
     use outboard_dma::{Region, Segment};
 
     #[test]
     fn conforms() {
-        conformance::suite(DEPTH as u32, |geometry| Mem::new(geometry, false).unwrap());
+        conformance::suite(DEPTH as u32, conformance::ALL_OPS, |geometry| {
+            Mem::new(geometry, false).unwrap()
+        });
     }
 
     fn io<'a>(slot: u16, op: Op, offset_bytes: u64, segments: &'a [Segment]) -> Io<'a> {
-        Io { tag: Tag { owner: 1, slot }, op, offset_bytes, segments }
+        Io { tag: Tag { owner: 1, slot }, op, offset_bytes, range_bytes: 0, segments }
     }
 
     #[test]

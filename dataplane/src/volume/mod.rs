@@ -5,6 +5,8 @@
 //! - Segments stay valid until then: the submitter's duty.
 //! - A flush ends after everything that ended before it was submitted is on stable media.
 //! - Reads of what was never written give zeros.
+//! - After a discard a read gives zeros or the old data, after write-zeroes it gives zeros; both
+//!   happen block by block, and so does a compare.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -31,6 +33,24 @@ pub enum Op {
     Write,
     /// Make everything that has ended durable; no range, no segments.
     Flush,
+    /// The range is not needed any more: its space may be given back. No segments.
+    Discard,
+    /// The range reads as zeros from now on. No segments.
+    WriteZeroes,
+    /// Ends as `Miscompare` unless the volume holds what is in the segments.
+    Compare,
+}
+
+impl Op {
+    /// Whether it changes the content.
+    pub fn is_change(self) -> bool {
+        matches!(self, Op::Write | Op::Discard | Op::WriteZeroes)
+    }
+
+    /// Whether its length is `range_bytes`, and not that of segments.
+    pub fn is_ranged(self) -> bool {
+        matches!(self, Op::Discard | Op::WriteZeroes)
+    }
 }
 
 /// Names an I/O among those in flight: chosen by the submitter, returned in [`Done`].
@@ -42,8 +62,8 @@ pub struct Tag {
     pub slot: u16,
 }
 
-/// One I/O. `offset_bytes` and the segments' total are multiples of the volume's block size,
-/// checked by the volume.
+/// One I/O. `offset_bytes` and the length are multiples of the volume's block size, checked by
+/// the volume.
 #[derive(Clone, Copy, Debug)]
 pub struct Io<'a> {
     /// Returned with the outcome.
@@ -52,13 +72,19 @@ pub struct Io<'a> {
     pub op: Op,
     /// Where on the volume.
     pub offset_bytes: u64,
-    /// The data's place, in order.
+    /// The length of a `Discard` or `WriteZeroes`; 0 otherwise.
+    pub range_bytes: u64,
+    /// The data's place, in order; none for an operation without data.
     pub segments: &'a [Segment],
 }
 
 impl Io<'_> {
-    /// Length of the data.
+    /// Length of the data, or of the range.
+    #[inline]
     pub fn bytes(&self) -> u64 {
+        if self.op.is_ranged() {
+            return self.range_bytes;
+        }
         self.segments.iter().map(|segment| segment.len() as u64).sum()
     }
 }
@@ -88,6 +114,12 @@ pub enum Status {
     Target,
     /// The daemon stopped or the device went away before it ended.
     Aborted,
+    /// A compare found other data.
+    Miscompare,
+    /// The target came back with another medium: what was written is not there.
+    MediumReplaced,
+    /// It belongs to an epoch of the past.
+    Stale,
 }
 
 impl Status {
@@ -104,6 +136,9 @@ impl Status {
         Status::NotConnected,
         Status::Target,
         Status::Aborted,
+        Status::Miscompare,
+        Status::MediumReplaced,
+        Status::Stale,
     ];
 
     /// The name in counters and JSON.
@@ -120,6 +155,9 @@ impl Status {
             Status::NotConnected => "not_connected",
             Status::Target => "target",
             Status::Aborted => "aborted",
+            Status::Miscompare => "miscompare",
+            Status::MediumReplaced => "medium_replaced",
+            Status::Stale => "stale",
         }
     }
 }
@@ -165,7 +203,7 @@ impl Geometry {
         }
         let bytes = io.bytes();
         let block = u64::from(self.block_bytes);
-        if io.op == Op::Write && self.read_only {
+        if io.op.is_change() && self.read_only {
             return Err(Status::ReadOnly);
         }
         if io.segments.len() > MAX_SEGMENTS {

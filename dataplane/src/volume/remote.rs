@@ -462,6 +462,7 @@ impl BlockDevice for Remote {
         let at_once = match self.geometry.check(io) {
             Err(status) => Some(status),
             Ok(()) if self.link.is_none() => Some(Status::NotConnected),
+            Ok(()) if io.op.is_ranged() || io.op == Op::Compare => Some(Status::Unsupported),
             Ok(()) if io.op != Op::Flush && bytes == 0 => Some(Status::Ok),
             Ok(()) => None,
         };

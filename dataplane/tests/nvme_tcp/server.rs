@@ -140,7 +140,7 @@ impl Client {
 
     pub fn submit(&mut self, slot: u16, op: Op, lba: u64, segments: &[Segment]) {
         let tag = Tag { owner: 9, slot };
-        let io = Io { tag, op, offset_bytes: lba * 512, segments };
+        let io = Io { tag, op, offset_bytes: lba * 512, range_bytes: 0, segments };
         self.remote.submit(now_ns(), &io).unwrap();
     }
 

@@ -51,7 +51,7 @@ pub struct Gated {
     mem: Mem,
     gate: Arc<Gate>,
     depth: usize,
-    waiting: VecDeque<(Tag, outboard::volume::Op, u64, Vec<outboard_dma::Segment>)>,
+    waiting: VecDeque<(Tag, outboard::volume::Op, [u64; 2], Vec<outboard_dma::Segment>)>,
 }
 
 impl Gated {
@@ -70,7 +70,8 @@ impl BlockDevice for Gated {
         if self.waiting.len() == self.depth {
             return Err(Full);
         }
-        self.waiting.push_back((io.tag, io.op, io.offset_bytes, io.segments.to_vec()));
+        let range = [io.offset_bytes, io.range_bytes];
+        self.waiting.push_back((io.tag, io.op, range, io.segments.to_vec()));
         self.gate.waiting.store(self.waiting.len() as u32, Ordering::Release);
         Ok(())
     }
@@ -79,10 +80,11 @@ impl BlockDevice for Gated {
         if self.gate.closed.load(Ordering::Acquire) {
             return;
         }
-        while let Some((tag, op, offset_bytes, segments)) = self.waiting.pop_front() {
-            let io = Io { tag, op, offset_bytes, segments: &segments };
+        while let Some((tag, op, range, segments)) = self.waiting.pop_front() {
+            let [offset_bytes, range_bytes] = range;
+            let io = Io { tag, op, offset_bytes, range_bytes, segments: &segments };
             if self.mem.submit(now_ns, &io).is_err() {
-                self.waiting.push_front((tag, op, offset_bytes, segments));
+                self.waiting.push_front((tag, op, range, segments));
                 break;
             }
         }

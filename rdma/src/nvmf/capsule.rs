@@ -287,6 +287,8 @@ status_codes! {
     WRITE_FAULT = MEDIA | 0x80, "write fault";
     /// Media 81h.
     READ_ERROR = MEDIA | 0x81, "unrecovered read error";
+    /// Media 85h.
+    COMPARE_FAILURE = MEDIA | 0x85, "compare failure";
 }
 
 impl StatusCode {

@@ -117,6 +117,7 @@ impl ExportCounters {
             Op::Read => self.reads.add(1),
             Op::Write => self.writes.add(1),
             Op::Flush => self.flushes.add(1),
+            Op::Discard | Op::WriteZeroes | Op::Compare => {}
         }
         self.statuses[status as usize].add(1);
     }

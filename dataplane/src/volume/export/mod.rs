@@ -423,7 +423,8 @@ impl Export {
             _ => (lba * block_bytes, &segments),
         };
         let tag = Tag { owner: self.owner, slot: number };
-        let is_taken = volume.submit(now_ns, &Io { tag, op, offset_bytes, segments }).is_ok();
+        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments };
+        let is_taken = volume.submit(now_ns, &io).is_ok();
         self.in_flight += u32::from(is_taken);
         self.counters.in_flight.set(self.in_flight.into());
         is_taken
@@ -485,7 +486,9 @@ fn status_of(op: Op, status: Status) -> StatusCode {
         Status::Media if op == Op::Read => StatusCode::READ_ERROR.do_not_retry(),
         Status::Media => StatusCode::WRITE_FAULT.do_not_retry(),
         Status::NoSpace => StatusCode::CAPACITY.do_not_retry(),
+        Status::Miscompare => StatusCode::COMPARE_FAILURE.do_not_retry(),
         Status::ConnectionLost | Status::NotConnected | Status::Target => StatusCode::INTERNAL,
+        Status::MediumReplaced | Status::Stale => StatusCode::INTERNAL.do_not_retry(),
         Status::Aborted => StatusCode::ABORTED,
     }
 }

@@ -63,7 +63,17 @@ fn memory() -> FreeList {
 /// Runs one I/O on an idle volume.
 fn end(file: &mut File, op: Op, offset_bytes: u64, segments: &[Segment]) -> Status {
     let tag = Tag { owner: 0, slot: 0 };
-    file.submit(0, &Io { tag, op, offset_bytes, segments }).unwrap();
+    end_io(file, &Io { tag, op, offset_bytes, range_bytes: 0, segments })
+}
+
+/// Runs one operation on a range without data.
+fn end_range(file: &mut File, op: Op, offset_bytes: u64, range_bytes: u64) -> Status {
+    let tag = Tag { owner: 0, slot: 0 };
+    end_io(file, &Io { tag, op, offset_bytes, range_bytes, segments: &[] })
+}
+
+fn end_io(file: &mut File, io: &Io) -> Status {
+    file.submit(0, io).unwrap();
     let mut done = Dones::new();
     for _ in 0..100_000 {
         file.reap(0, &mut done);
@@ -78,7 +88,7 @@ fn end(file: &mut File, op: Op, offset_bytes: u64, segments: &[Segment]) -> Stat
 fn conform(folder: &Folder, direct: bool) {
     let mut number = 0;
     let mut counters: Vec<Arc<FileCounters>> = Vec::new();
-    conformance::suite(DEPTH as u32, |geometry| {
+    conformance::suite(DEPTH as u32, conformance::ALL_OPS, |geometry| {
         number += 1;
         let path = folder.file(&number.to_string());
         let Geometry { block_bytes, read_only, .. } = geometry;
@@ -221,6 +231,80 @@ fn a_full_medium_is_no_space_and_counted_by_name() {
     free.give(frame);
 }
 
+/// Bytes of space that a file takes.
+fn space(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(path).unwrap()) * 512
+}
+
+#[test]
+fn a_discard_gives_space_back_and_write_zeroes_keeps_it() {
+    let folder = Folder::new();
+    let path = folder.file("disk");
+    let mut file = File::open(&path, 4096, false, Some(4 << 20)).unwrap();
+    let segment = [Segment::of_static(vec![6; 1 << 20].leak())];
+    for at in 0..4 {
+        assert_eq!(end(&mut file, Op::Write, at << 20, &segment), Status::Ok);
+    }
+    let full = space(&path);
+    assert!(full >= 4 << 20);
+    assert_eq!(end_range(&mut file, Op::WriteZeroes, 0, 1 << 20), Status::Ok);
+    assert_eq!(end(&mut file, Op::Flush, 0, &[]), Status::Ok);
+    assert!(space(&path) >= 4 << 20);
+    assert_eq!(end_range(&mut file, Op::Discard, 1 << 20, 2 << 20), Status::Ok);
+    assert_eq!(end(&mut file, Op::Flush, 0, &[]), Status::Ok);
+    assert!(space(&path) <= full - (2 << 20), "{} of {full}", space(&path));
+    assert_eq!(path.metadata().unwrap().len(), 4 << 20);
+    for (at, byte) in [(0, 0), (1, 0), (2, 0), (3, 6)] {
+        assert_eq!(end(&mut file, Op::Read, at << 20, &segment), Status::Ok);
+        let mut content = vec![9; 1 << 20];
+        assert!(segment[0].copy_to(0, &mut content));
+        assert!(content.iter().all(|found| *found == byte), "MiB {at}");
+    }
+    assert_eq!((file.counters().kept.get(), file.counters().zeros_written.get()), (0, 0));
+}
+
+#[test]
+fn where_the_file_system_knows_neither_discards_are_kept_and_zeros_written() {
+    let folder = Folder::mount("ramfs", "mode=700");
+    let mut file = File::open(&folder.file("disk"), 512, false, Some(1 << 20)).unwrap();
+    let segment = [Segment::of_static(vec![6; 1 << 20].leak())];
+    assert_eq!(end(&mut file, Op::Write, 0, &segment), Status::Ok);
+    for kept in [1, 2] {
+        assert_eq!(end_range(&mut file, Op::Discard, 0, 1 << 20), Status::Ok);
+        assert_eq!(file.counters().kept.get(), kept);
+    }
+    for (round, at) in [(1, 512), (2, 1024)] {
+        let bytes = 3 * BOUNCE_BYTES as u64 + 512;
+        assert_eq!(end_range(&mut file, Op::WriteZeroes, at, bytes), Status::Ok);
+        assert_eq!(file.counters().zeros_written.get(), round);
+    }
+    assert_eq!(end(&mut file, Op::Read, 0, &segment), Status::Ok);
+    let mut content = vec![9; 1 << 20];
+    assert!(segment[0].copy_to(0, &mut content));
+    let zeros = 512..1536 + 3 * BOUNCE_BYTES;
+    let wrong = content
+        .iter()
+        .enumerate()
+        .find(|(at, byte)| **byte != if zeros.contains(at) { 0 } else { 6 });
+    assert_eq!(wrong, None);
+    assert!(file.counters().errors().all(|(_, count)| count == 0));
+}
+
+#[test]
+fn a_compare_finds_zeros_behind_the_end_of_a_cut_file() {
+    let folder = Folder::new();
+    let path = folder.file("disk");
+    let mut file = File::open(&path, 512, false, Some(64 << 10)).unwrap();
+    let segment = [Segment::of_static(vec![6; 8192].leak())];
+    assert_eq!(end(&mut file, Op::Write, 0, &segment), Status::Ok);
+    assert_eq!(end(&mut file, Op::Compare, 0, &segment), Status::Ok);
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    assert_eq!(end(&mut file, Op::Compare, 0, &segment), Status::Miscompare);
+    assert!(segment[0].copy_from(4096, &[0; 4096]));
+    assert_eq!(end(&mut file, Op::Compare, 0, &segment), Status::Ok);
+    assert_eq!(file.counters().beyond_end.get(), 2);
+}
+
 #[test]
 fn an_io_larger_than_the_bounce_buffer_goes_in_pieces() {
     let folder = Folder::new();
@@ -253,8 +337,8 @@ fn dropping_with_io_in_flight_waits_for_it_also_on_another_thread() {
             for (slot, segments) in segments.iter().enumerate() {
                 let op = if slot % 2 == 0 { Op::Read } else { Op::Write };
                 let tag = Tag { owner: 0, slot: slot as u16 };
-                file.submit(0, &Io { tag, op, offset_bytes: slot as u64 * 4096, segments })
-                    .unwrap();
+                let offset_bytes = slot as u64 * 4096;
+                file.submit(0, &Io { tag, op, offset_bytes, range_bytes: 0, segments }).unwrap();
                 if slot == 100 {
                     file.tell_kernel();
                 }
