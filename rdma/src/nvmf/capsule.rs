@@ -28,6 +28,8 @@ pub mod admin {
     pub const KEEP_ALIVE: u8 = 0x18;
     /// Any Fabrics command, on every kind of queue.
     pub const FABRICS: u8 = 0x7f;
+    /// Fence, of our own: see [`fence`](crate::nvmf::fence).
+    pub const FENCE: u8 = 0xc1;
 }
 
 /// Opcodes of the NVM command set (NVM 3).
@@ -220,6 +222,7 @@ pub struct StatusCode(pub u16);
 
 const COMMAND_SPECIFIC: u16 = 1 << 8;
 const MEDIA: u16 = 2 << 8;
+const VENDOR: u16 = 7 << 8;
 
 /// Names constants and tells their names back from a value.
 macro_rules! status_codes {
@@ -289,6 +292,8 @@ status_codes! {
     READ_ERROR = MEDIA | 0x81, "unrecovered read error";
     /// Media 85h.
     COMPARE_FAILURE = MEDIA | 0x85, "compare failure";
+    /// Vendor specific c1h: another process of the same host and user has fenced this one out.
+    STALE_EPOCH = VENDOR | 0xc1, "epoch of the past";
 }
 
 impl StatusCode {

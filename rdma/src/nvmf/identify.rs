@@ -3,6 +3,7 @@
 
 use super::bytes::{put_text, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use super::fabrics::Nqn;
+use super::fence;
 
 /// Bytes of every Identify data structure.
 pub const IDENTIFY_BYTES: usize = 4096;
@@ -58,7 +59,7 @@ pub struct Namespace {
 }
 
 /// What a controller says about itself, as an initiator reads it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Controller {
     /// The controller's identifier.
     pub id: u16,
@@ -66,6 +67,8 @@ pub struct Controller {
     pub max_transfer: u8,
     /// Bytes of data that an I/O command's capsule takes.
     pub in_capsule_bytes: u32,
+    /// Whether it knows the [`fence`] command.
+    pub has_fence: bool,
 }
 
 /// What one controller of a target says, beside constants.
@@ -142,6 +145,7 @@ pub(crate) fn controller(page: &mut [u8], said: &Said) {
     put_u32(page, at::COMMAND_CAPSULE, (64 + IN_CAPSULE_BYTES) / 16);
     put_u32(page, at::RESPONSE_CAPSULE, 1);
     page[at::DATA_DESCRIPTORS] = 1;
+    fence::announce(page);
 }
 
 impl Controller {
@@ -154,6 +158,7 @@ impl Controller {
             in_capsule_bytes: u32_at(page, at::COMMAND_CAPSULE)
                 .saturating_mul(16)
                 .saturating_sub(64),
+            has_fence: fence::is_announced(page),
         }
     }
 }
@@ -329,5 +334,7 @@ mod tests {
         let read = Controller::parse(&page);
         assert_eq!((read.id, read.max_transfer, read.in_capsule_bytes), (9, 5, IN_CAPSULE_BYTES));
         assert_eq!(&page[4..12], b"0001    ");
+        assert!(read.has_fence);
+        assert!(!Controller::parse(&[0; IDENTIFY_BYTES]).has_fence);
     }
 }

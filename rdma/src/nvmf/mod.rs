@@ -18,6 +18,7 @@ mod bytes;
 pub mod capsule;
 pub mod fabrics;
 mod fault;
+pub mod fence;
 pub mod identify;
 pub mod initiator;
 mod outbox;

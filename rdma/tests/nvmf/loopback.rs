@@ -9,7 +9,7 @@ use outboard_rdma::nvmf::{Op, StatusCode};
 const BLOCKS: u64 = 4096;
 
 /// Moves bytes both ways until neither side has more to send; no commands are run.
-fn settle(host: &mut Host, end: &mut Controller, subsystem: &mut Subsystem) {
+pub fn settle(host: &mut Host, end: &mut Controller, subsystem: &mut Subsystem) {
     while host.queue.has_output() || end.target.has_output() {
         let bytes = host.transmit(usize::MAX);
         end.receive(0, &bytes, subsystem).unwrap();
@@ -52,6 +52,7 @@ fn the_set_up_finds_what_the_target_says() {
         in_capsule_bytes: 8192,
         max_transfer_bytes: Some(128 << 10),
         namespace: namespace(BLOCKS),
+        has_fence: true,
     };
     assert_eq!(found, expected);
     host.queue.control(Sqe::new(admin::KEEP_ALIVE, 0, 0), 0);

@@ -2,6 +2,7 @@
 
 mod bad_targets;
 mod ends;
+mod fencing;
 mod golden;
 mod hostile;
 mod loopback;

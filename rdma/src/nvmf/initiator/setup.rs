@@ -22,6 +22,8 @@ pub struct Found {
     pub max_transfer_bytes: Option<u64>,
     /// The namespace.
     pub namespace: Namespace,
+    /// Whether the target knows the [`fence`](crate::nvmf::fence) command.
+    pub has_fence: bool,
 }
 
 /// Why a set-up failed.
@@ -132,7 +134,7 @@ impl Setup {
             nsid,
             step: Step::Connect,
             capabilities: Capabilities(0),
-            controller: Controller { id: 0, max_transfer: 0, in_capsule_bytes: 0 },
+            controller: Controller::default(),
             enabled_ns: 0,
             namespace: None,
         }
@@ -243,6 +245,7 @@ impl Setup {
             in_capsule_bytes: self.controller.in_capsule_bytes,
             max_transfer_bytes: max_transfer_bytes.filter(|bytes| *bytes > 0),
             namespace,
+            has_fence: self.controller.has_fence,
         })
     }
 }

@@ -1,12 +1,13 @@
 //! Fabrics and admin commands, which the engine answers itself (Fabrics 3; Base 5).
 
-use super::subsystem::{MAX_IO_QUEUES, Member};
+use super::subsystem::{Fenced, MAX_IO_QUEUES, Member};
 use super::{Phase, Subsystem, Target};
 use crate::nvmf::capsule::{Sgl, Sqe, StatusCode, admin as opcode, feature};
 use crate::nvmf::fabrics::{
     ANY_CONTROLLER, BadParameter, CONNECT_BYTES, Connect, ConnectData, fctype, property,
     property_of, property_value,
 };
+use crate::nvmf::fence::Fence;
 use crate::nvmf::identify::{self, ASYNC_EVENTS, IDENTIFY_BYTES, Said, VERSION, cns};
 use crate::nvmf::outbox::{Entry, Payload};
 use crate::nvmf::pdu::{self, Header, Kind, Transfer};
@@ -76,6 +77,10 @@ impl Target {
         };
         // Any command shows that the host lives.
         controller.heard_ns = now_ns;
+        if controller.is_stale() {
+            subsystem.stale_refusals += 1;
+            return status(StatusCode::STALE_EPOCH);
+        }
         if !sqe.has_plain_flags() {
             return status(StatusCode::INVALID_FIELD);
         }
@@ -95,11 +100,45 @@ impl Target {
                 return None;
             }
             opcode::ASYNC_EVENT => Err(StatusCode::ASYNC_EVENT_LIMIT),
+            opcode::FENCE => match self.fence(sqe, member, subsystem) {
+                Ok(Fenced::Now { epoch }) => Ok(epoch),
+                Ok(Fenced::Later { .. }) => return None,
+                Err(error) => Err(error),
+            },
             _ => Err(StatusCode::INVALID_OPCODE),
         };
         match answer {
             Ok(result) => Some((StatusCode::SUCCESS, result)),
             Err(error) => status(error),
+        }
+    }
+
+    fn fence(
+        &mut self,
+        sqe: &Sqe,
+        member: Member,
+        subsystem: &mut Subsystem,
+    ) -> Result<Fenced, StatusCode> {
+        let fence = Fence::parse(sqe).ok_or(StatusCode::INVALID_FIELD)?;
+        let outcome = subsystem.fence(member, &fence);
+        match outcome {
+            Ok(Fenced::Later { .. }) => self.fencing = Some(sqe.cid()),
+            Ok(Fenced::Now { .. }) => {}
+            Err(error) => subsystem.stale_refusals += u64::from(error == StatusCode::STALE_EPOCH),
+        }
+        outcome
+    }
+
+    /// Answers the Fence command that waits: what was before it has ended. When a later one has
+    /// begun meanwhile, it is refused.
+    pub fn finish_fence(&mut self, subsystem: &mut Subsystem) {
+        let (Some(cid), Some(member)) = (self.fencing.take(), self.member) else { return };
+        match subsystem.finish_fence(member) {
+            Ok(epoch) => self.respond(cid, StatusCode::SUCCESS, epoch),
+            Err(error) => {
+                subsystem.stale_refusals += u64::from(error == StatusCode::STALE_EPOCH);
+                self.respond(cid, error.do_not_retry(), 0);
+            }
         }
     }
 
@@ -195,6 +234,10 @@ fn join(
     let controller = subsystem.controller(member).ok_or(bad(BadParameter::CONTROLLER))?;
     if controller.host_id != data.host_id || controller.host != data.host {
         return Err((StatusCode::CONNECT_HOST, None));
+    }
+    if controller.is_stale() {
+        subsystem.stale_refusals += 1;
+        return Err((StatusCode::STALE_EPOCH, None));
     }
     if !controller.is_ready() {
         return Err((StatusCode::COMMAND_SEQUENCE, None));

@@ -65,8 +65,9 @@ impl Target {
     ) -> Result<Checked, StatusCode> {
         let member = self.member.ok_or(StatusCode::COMMAND_SEQUENCE)?;
         let controller = subsystem.controller(member).ok_or(StatusCode::COMMAND_SEQUENCE)?;
-        if !controller.is_ready() {
-            return Err(StatusCode::COMMAND_SEQUENCE);
+        if let Some(refusal) = controller.refusal() {
+            subsystem.stale_refusals += u64::from(refusal == StatusCode::STALE_EPOCH);
+            return Err(refusal);
         }
         if !sqe.has_plain_flags() {
             return Err(StatusCode::INVALID_FIELD);

@@ -11,6 +11,9 @@
 //!    all in place.
 //! 3. The caller says [`Target::complete`]; a read's data must stay until the slot is released
 //!    through [`Target::sent`].
+//!
+//! A host may fence its past off ([`fence`](super::fence)): while [`Target::is_fencing`], the caller
+//! ends what is stale, and then says [`Target::finish_fence`].
 
 mod admin;
 mod io;
@@ -148,6 +151,8 @@ pub struct Target {
     asking: u16,
     ready: VecDeque<u16>,
     connect: Sqe,
+    /// A Fence command that waits for its answer.
+    fencing: Option<u16>,
     page: Box<[u8]>,
 }
 
@@ -182,8 +187,8 @@ impl Target {
             assembly: Assembly::new(),
             pad: 0,
             incoming: Incoming::Header,
-            // One per slot, the loose ones, ICResp, a TermReq.
-            outbox: Outbox::new(slots + usize::from(LOOSE_RESPONSES) + 2),
+            // One per slot, the loose ones, ICResp, the answer to a fence, a TermReq.
+            outbox: Outbox::new(slots + usize::from(LOOSE_RESPONSES) + 3),
             loose: 0,
             is_page_busy: false,
             slots: vec![slot; slots].into_boxed_slice(),
@@ -192,6 +197,7 @@ impl Target {
             asking: 0,
             ready: VecDeque::with_capacity(slots),
             connect: Sqe([0; 64]),
+            fencing: None,
             page: vec![0; IDENTIFY_BYTES + TERM_DATA_BYTES].into_boxed_slice(),
         }
     }
@@ -214,6 +220,7 @@ impl Target {
         self.waiting.clear();
         self.asking = 0;
         self.ready.clear();
+        self.fencing = None;
     }
 
     /// Slots: numbers below this name commands.
@@ -242,6 +249,19 @@ impl Target {
     /// Whether the controller or the queue that this connection belonged to has ended: close it.
     pub fn is_orphan(&self, subsystem: &Subsystem) -> bool {
         self.member.is_some_and(|member| !subsystem.has(member, self.queue))
+    }
+
+    /// Whether the host has fenced this connection out: what has not begun ends with
+    /// [`StatusCode::STALE_EPOCH`]; close it when what has begun has ended.
+    pub fn is_stale(&self, subsystem: &Subsystem) -> bool {
+        self.member.is_some_and(|member| subsystem.is_stale(member))
+    }
+
+    /// Whether a Fence command waits: to be answered by [`finish_fence`](Self::finish_fence) when
+    /// every connection that [is stale](Self::is_stale) or [an orphan](Self::is_orphan) has ended
+    /// with all of its I/O, and so have those that were closed before.
+    pub fn is_fencing(&self) -> bool {
+        self.fencing.is_some()
     }
 
     /// The connection has ended: the queue leaves its controller, or the controller ends.

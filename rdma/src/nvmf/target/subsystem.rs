@@ -2,7 +2,9 @@
 //! controllers. A controller lives as long as the connection of its admin queue, and no longer
 //! than its keep-alive timeout without a sign of the host.
 
+use crate::nvmf::StatusCode;
 use crate::nvmf::fabrics::{self, Capabilities, Nqn, configuration};
+use crate::nvmf::fence::{Ask, Epochs, Fence, User};
 use crate::nvmf::identify::{KEEP_ALIVE_UNIT_100MS, Namespace};
 
 /// The most I/O queues of one controller.
@@ -41,6 +43,31 @@ impl Limits {
     }
 }
 
+/// What a controller may do, as far as fencing goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Its host does not fence.
+    Foreign,
+    /// It is to have this epoch, once the past has ended.
+    Fencing { user: User, epoch: u64 },
+    /// It belongs to this epoch.
+    Current { user: User, epoch: u64 },
+    /// A later epoch has begun, or its process was replaced: every command is refused.
+    Stale,
+}
+
+/// What becomes of a Fence command that was not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fenced {
+    /// To be answered when the past has ended.
+    Later { epoch: u64 },
+    /// Done.
+    Now { epoch: u64 },
+}
+
+/// Users whose epochs are known, per controller that there may be.
+const USERS_PER_CONTROLLER: usize = 4;
+
 /// A controller: one host's association.
 #[derive(Clone, Debug)]
 pub(crate) struct Controller {
@@ -60,8 +87,9 @@ pub(crate) struct Controller {
     /// I/O queues granted by Set Features; 0: not asked yet.
     pub granted: u16,
     /// Counts resets: queues of before are gone.
-    pub epoch: u32,
+    pub resets: u32,
     pub async_events: u32,
+    pub admission: Admission,
 }
 
 impl Controller {
@@ -75,12 +103,27 @@ impl Controller {
         heard_ns: 0,
         queues: 0,
         granted: 0,
-        epoch: 0,
+        resets: 0,
         async_events: 0,
+        admission: Admission::Foreign,
     };
 
     pub fn is_ready(&self) -> bool {
         self.status & fabrics::status::READY != 0
+    }
+
+    pub fn is_stale(&self) -> bool {
+        self.admission == Admission::Stale
+    }
+
+    /// Why it takes no I/O now, if it does not.
+    pub fn refusal(&self) -> Option<StatusCode> {
+        match self.admission {
+            Admission::Stale => Some(StatusCode::STALE_EPOCH),
+            Admission::Fencing { .. } => Some(StatusCode::COMMAND_SEQUENCE),
+            _ if !self.is_ready() => Some(StatusCode::COMMAND_SEQUENCE),
+            Admission::Foreign | Admission::Current { .. } => None,
+        }
     }
 
     /// A write to Controller Configuration (Base 3.1.3.5).
@@ -100,7 +143,7 @@ impl Controller {
             self.status = 0;
             self.queues = 0;
             self.granted = 0;
-            self.epoch = self.epoch.wrapping_add(1);
+            self.resets = self.resets.wrapping_add(1);
         }
         if value & configuration::SHUTDOWN != 0 {
             // Everything that has ended is with the volume already.
@@ -127,6 +170,8 @@ pub struct Subsystem {
     pub(crate) limits: Limits,
     controllers: Box<[Controller]>,
     next_id: u16,
+    epochs: Epochs,
+    pub(super) stale_refusals: u64,
 }
 
 /// Who a connection belongs to.
@@ -134,7 +179,7 @@ pub struct Subsystem {
 pub(crate) struct Member {
     place: u16,
     id: u16,
-    epoch: u32,
+    resets: u32,
 }
 
 impl Subsystem {
@@ -155,7 +200,16 @@ impl Subsystem {
             limits,
             controllers: vec![Controller::FREE; usize::from(limits.controllers)].into(),
             next_id: 1,
+            epochs: Epochs::new(usize::from(limits.controllers) * USERS_PER_CONTROLLER, 1),
+            stale_refusals: 0,
         }
+    }
+
+    /// The same, giving epochs from `first` on: more than any that an earlier life of it gave.
+    pub fn with_first_epoch(mut self, first: u64) -> Subsystem {
+        let most = usize::from(self.limits.controllers) * USERS_PER_CONTROLLER;
+        self.epochs = Epochs::new(most, first);
+        self
     }
 
     /// The limits it was made with.
@@ -179,6 +233,63 @@ impl Subsystem {
             }
         }
         count
+    }
+
+    /// Commands refused with [`StatusCode::STALE_EPOCH`] so far.
+    pub fn stale_refusals(&self) -> u64 {
+        self.stale_refusals
+    }
+
+    /// A Fence command of the member's controller.
+    pub(crate) fn fence(&mut self, member: Member, fence: &Fence) -> Result<Fenced, StatusCode> {
+        let controller = self.controller(member).ok_or(StatusCode::COMMAND_SEQUENCE)?;
+        if controller.admission != Admission::Foreign {
+            return Err(StatusCode::COMMAND_SEQUENCE);
+        }
+        let user = User { host_id: controller.host_id, number: fence.user };
+        match fence.ask {
+            Ask::New { after } => {
+                let epoch = self.epochs.begin(user, fence.life, after);
+                let epoch = epoch.ok_or(StatusCode::STALE_EPOCH)?;
+                for other in &mut self.controllers {
+                    if let Admission::Fencing { user: whose, .. }
+                    | Admission::Current { user: whose, .. } = other.admission
+                        && whose == user
+                    {
+                        other.admission = Admission::Stale;
+                    }
+                }
+                self.admit_as(member, Admission::Fencing { user, epoch });
+                Ok(Fenced::Later { epoch })
+            }
+            Ask::Join { epoch } if self.epochs.is_current(user, fence.life, epoch) => {
+                self.admit_as(member, Admission::Current { user, epoch });
+                Ok(Fenced::Now { epoch })
+            }
+            Ask::Join { .. } => Err(StatusCode::STALE_EPOCH),
+        }
+    }
+
+    /// The past of the member's NEW has ended: its epoch, unless a later one has begun.
+    pub(crate) fn finish_fence(&mut self, member: Member) -> Result<u64, StatusCode> {
+        let controller = self.controller(member).ok_or(StatusCode::COMMAND_SEQUENCE)?;
+        let Admission::Fencing { user, epoch } = controller.admission else {
+            return Err(StatusCode::STALE_EPOCH);
+        };
+        controller.admission = Admission::Current { user, epoch };
+        Ok(epoch)
+    }
+
+    fn admit_as(&mut self, member: Member, admission: Admission) {
+        if let Some(controller) = self.controller(member) {
+            controller.admission = admission;
+        }
+    }
+
+    /// Whether the member's controller is refused everything.
+    pub(crate) fn is_stale(&self, member: Member) -> bool {
+        let controller = &self.controllers[usize::from(member.place)];
+        controller.id == member.id && controller.is_stale()
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
@@ -205,14 +316,14 @@ impl Subsystem {
         let heard_ns = now_ns;
         self.controllers[place] =
             Controller { id, host_id, host, keep_alive_ms, heard_ns, ..Controller::FREE };
-        Some(Member { place: place as u16, id, epoch: 0 })
+        Some(Member { place: place as u16, id, resets: 0 })
     }
 
     /// Who a connection that names controller `id` would belong to.
     pub(crate) fn member(&self, id: u16) -> Option<Member> {
         let place = self.controllers.iter().position(|controller| controller.id == id)?;
-        let epoch = self.controllers[place].epoch;
-        (id != 0).then_some(Member { place: place as u16, id, epoch })
+        let resets = self.controllers[place].resets;
+        (id != 0).then_some(Member { place: place as u16, id, resets })
     }
 
     /// The controller, unless it has ended.
@@ -224,7 +335,7 @@ impl Subsystem {
     /// Whether the member's queue still belongs to a controller. An admin queue outlives resets.
     pub(crate) fn has(&self, member: Member, queue: u16) -> bool {
         let controller = &self.controllers[usize::from(member.place)];
-        controller.id == member.id && (queue == 0 || controller.epoch == member.epoch)
+        controller.id == member.id && (queue == 0 || controller.resets == member.resets)
     }
 
     /// The member's connection has ended: with the admin queue, so does the controller.
