@@ -6,6 +6,7 @@
 //! each with file, line, column, the key and what would be right. The syntax is shown, with every
 //! key, in `dataplane/examples/config/host-a.toml`.
 
+pub mod diff;
 mod error;
 mod network;
 pub mod plan;

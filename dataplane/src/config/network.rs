@@ -18,6 +18,8 @@ const ROUTES_MAX: usize = 4096;
 const UPLINKS_MAX: usize = 8;
 /// The most tenants' ports of a host.
 const PORTS_MAX: usize = 256;
+/// Ports and uplinks together.
+pub(super) const PORTS_AND_UPLINKS_MAX: usize = UPLINKS_MAX + PORTS_MAX;
 /// RFC 7348, 5: a VNI has 24 bits; 0 is left out, it is what an unset field holds.
 const VNI_MAX: u64 = (1 << 24) - 1;
 /// RFC 791, 3.2: every host accepts 68 bytes; 9216 is the most that switches commonly carry.

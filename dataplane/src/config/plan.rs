@@ -1,5 +1,6 @@
 //! The checked configuration. Names are resolved to indices into this plan's lists.
 
+use super::diff::Kind;
 use crate::packet::PortId;
 use outboard_wire::{Ipv4Prefix, Mac};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -115,6 +116,16 @@ pub enum Role {
         /// This host's tunnel address, assigned to the interface.
         vtep: Ipv4Addr,
     },
+}
+
+impl Port {
+    /// Whether it is a tenant's port or an uplink.
+    pub fn kind(&self) -> Kind {
+        match self.role {
+            Role::Tenant(_) => Kind::Port,
+            Role::Uplink { .. } => Kind::Uplink,
+        }
+    }
 }
 
 /// A tenant's end of a port.

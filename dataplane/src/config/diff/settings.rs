@@ -1,0 +1,140 @@
+//! Objects as people write them: keys and values as text, with names instead of indices. What two
+//! plans differ in is what differs here, so every field of a plan must appear: structures are
+//! taken apart without `..`, and a new field does not compile until it is shown.
+
+use super::Kind;
+use crate::config::plan::{
+    Backing, Disk, Export, Plan, Port, Role, Route, Runtime, Tenant, Volume, Vpc, Worker,
+};
+use std::collections::BTreeMap;
+
+/// One object's keys and values.
+pub(super) type Settings = BTreeMap<String, String>;
+
+/// Every object of a plan.
+pub(super) fn of(plan: &Plan) -> BTreeMap<(Kind, String), Settings> {
+    let Plan { vpcs, ports, volumes, exports, disks, .. } = plan;
+    let mut all = BTreeMap::new();
+    for it in vpcs {
+        all.insert((Kind::Vpc, it.name.clone()), vpc(it));
+    }
+    for it in ports {
+        all.insert((it.kind(), it.name.clone()), port(plan, it));
+    }
+    for it in volumes {
+        all.insert((Kind::Volume, it.name.clone()), volume(it));
+    }
+    for it in exports {
+        all.insert((Kind::Export, it.nqn.clone()), export(plan, it));
+    }
+    for it in disks {
+        all.insert((Kind::Disk, it.name.clone()), disk(plan, it));
+    }
+    all
+}
+
+/// Whether only the switch's tables hold a setting.
+pub(super) fn is_in_tables(kind: Kind, key: &str) -> bool {
+    match kind {
+        Kind::Vpc => true,
+        Kind::Port | Kind::Uplink => !["interface", "workers"].contains(&key),
+        Kind::Volume | Kind::Export | Kind::Disk => false,
+    }
+}
+
+/// What is fixed from the start: what it is, and its value.
+pub(super) fn fixed(plan: &Plan) -> Vec<(&'static str, String)> {
+    let Plan { name, runtime, control_socket, workers, .. } = plan;
+    let Runtime { mode, spin_us, region_mib, flows } = runtime;
+    let cores: Vec<_> = workers.iter().map(|Worker { core }| core.to_string()).collect();
+    vec![
+        ("`name`", format!("\"{name}\"")),
+        ("`mode` of [runtime]", format!("{mode:?}").to_lowercase()),
+        ("`spin_us` of [runtime]", spin_us.to_string()),
+        ("`region_mib` of [runtime]", region_mib.to_string()),
+        ("`flows` of [runtime]", flows.to_string()),
+        ("`socket` of [control]", control_socket.display().to_string()),
+        ("the list of [[worker]]", format!("cores {}", cores.join(", "))),
+    ]
+}
+
+fn settings<const N: usize>(list: [(&str, String); N]) -> Settings {
+    list.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn vpc(vpc: &Vpc) -> Settings {
+    let Vpc { name: _, vni, gateway, gateway_mac, routes } = vpc;
+    let mut all = settings([
+        ("vni", vni.to_string()),
+        ("gateway", gateway.to_string()),
+        ("gateway_mac", gateway_mac.to_string()),
+    ]);
+    for Route { to, via, mac } in routes {
+        let mac = if mac == gateway_mac { String::new() } else { format!(" mac {mac}") };
+        all.insert(format!("route {to}"), format!("via {via}{mac}"));
+    }
+    all
+}
+
+fn port(plan: &Plan, port: &Port) -> Settings {
+    // The number is given by the daemon, not by the file.
+    let Port { id: _, name: _, interface, queues, role } = port;
+    let workers: Vec<_> = queues.iter().map(u16::to_string).collect();
+    let mut all = settings([
+        ("interface", interface.clone()),
+        ("workers", format!("[{}]", workers.join(", "))),
+    ]);
+    match role {
+        Role::Uplink { vtep } => {
+            all.insert("vtep".into(), vtep.to_string());
+        }
+        Role::Tenant(Tenant { vpc, address, prefix_len, mac, mtu }) => all.extend(settings([
+            ("vpc", plan.vpcs[usize::from(*vpc)].name.clone()),
+            ("address", format!("{address}/{prefix_len}")),
+            ("mac", mac.to_string()),
+            ("mtu", mtu.to_string()),
+        ])),
+    }
+    all
+}
+
+fn volume(volume: &Volume) -> Settings {
+    let Volume { name: _, worker, block_bytes, read_only, backing } = volume;
+    let mut all = settings([
+        ("worker", worker.to_string()),
+        ("block_bytes", block_bytes.to_string()),
+        ("read_only", read_only.to_string()),
+    ]);
+    all.extend(match backing {
+        Backing::Mem { bytes } => settings([("kind", "mem".into()), ("size", bytes.to_string())]),
+        Backing::File { path, create_bytes } => {
+            // What a file is made with when it is missing says nothing about one that is open.
+            let _ = create_bytes;
+            settings([("kind", "file".into()), ("path", path.display().to_string())])
+        }
+        Backing::Remote { address, nqn, nsid } => settings([
+            ("kind", "remote".into()),
+            ("address", address.to_string()),
+            ("nqn", nqn.clone()),
+            ("nsid", nsid.to_string()),
+        ]),
+    });
+    all
+}
+
+fn export(plan: &Plan, export: &Export) -> Settings {
+    let Export { volume, nqn: _, listen } = export;
+    settings([
+        ("volume", plan.volumes[usize::from(*volume)].name.clone()),
+        ("listen", listen.to_string()),
+    ])
+}
+
+fn disk(plan: &Plan, disk: &Disk) -> Settings {
+    let Disk { name: _, volume, socket, queues } = disk;
+    settings([
+        ("volume", plan.volumes[usize::from(*volume)].name.clone()),
+        ("socket", socket.display().to_string()),
+        ("queues", queues.to_string()),
+    ])
+}
