@@ -80,6 +80,19 @@ pub struct BlockArgs {
     /// Compare every byte, not only the marks at the ends of each 4 KiB.
     #[arg(long)]
     pub full_check: bool,
+    /// Compare nothing and fill nothing: for backends that keep nothing, as null devices.
+    #[arg(long, conflicts_with_all = ["full_check", "mix"])]
+    pub no_check: bool,
+}
+
+impl BlockArgs {
+    fn check_name(&self) -> &'static str {
+        match (self.no_check, self.full_check) {
+            (true, _) => "none",
+            (_, true) => "full",
+            _ => "marks",
+        }
+    }
 }
 
 impl Default for BlockArgs {
@@ -90,6 +103,7 @@ impl Default for BlockArgs {
             block: 4096,
             working_set_mib: 64,
             full_check: false,
+            no_check: false,
         }
     }
 }
@@ -111,7 +125,9 @@ pub fn run<T: BlockTarget>(
 ) -> Result<Measurement, Error> {
     let load = args.load(STUCK_AFTER_S)?;
     let mut work = BlockWork::new(target, block, load.depth)?;
-    work.fill()?;
+    if !block.no_check {
+        work.fill()?;
+    }
     let words = (format!("{:?}", block.mix), format!("{:?}", block.order));
     let (mix, order) = (words.0.to_lowercase(), words.1.to_lowercase());
     let size = block.block;
@@ -128,7 +144,7 @@ pub fn run<T: BlockTarget>(
             ("order", order.into()),
             ("block_bytes", size.into()),
             ("working_set_mib", ((work.blocks() * u64::from(size)) >> 20).into()),
-            ("check", if block.full_check { "full" } else { "marks" }.into()),
+            ("check", block.check_name().into()),
         ],
     };
     let mut measurement = measure(&mut work, args, &load, subject)?;
@@ -378,7 +394,7 @@ impl<T: BlockTarget> Work for BlockWork<T> {
             }
             Op::Read => {
                 block.readers -= 1;
-                if !ended.ok {
+                if !ended.ok || self.args.no_check {
                     return Content::Unchecked;
                 }
                 let mut possible = block.certain..=block.generation;

@@ -1,6 +1,7 @@
 //! The block suite: a local disk and a remote volume beside the bare mechanisms.
 
 use super::bed::{Daemon, Scratch};
+use super::block_peers::{self, BY_FIO, BY_NBD, BY_QSD};
 use super::steady::{Steady, steady};
 use super::{Effort, Figure, Findings, OPEN_LOOP_SHARES, TOO_FEW};
 use crate::drivers::block::BlockArgs;
@@ -17,17 +18,19 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 /// Size of every volume and of every working set.
-const VOLUME_MIB: u64 = 64;
-const NQN: &str = "nqn.2025-01.org.outboard:bench";
+pub const VOLUME_MIB: u64 = 64;
+/// The subsystem of an exported volume.
+pub const NQN: &str = "nqn.2025-01.org.outboard:bench";
 
 const LOCAL: &str = "4 KiB read, local, one at a time";
 const REMOTE: &str = "4 KiB read over TCP, one at a time";
-const FILE: &str = "4 KiB read of a file, one at a time";
+/// The group of what reads a file.
+pub const FILE: &str = "4 KiB read of a file, one at a time";
 
 const LOCAL_IDS: [&str; 2] = ["blk-local-p50-us", "blk-local-vs-echo-p50"];
 const REMOTE_IDS: [&str; 2] = ["nvme-tcp-p50-us", "nvme-tcp-vs-raw-p50"];
 const BY_RAW_TCP: [&str; 1] = ["nvme-tcp-vs-raw-p50"];
-const BY_FILE: [&str; 1] = ["remote-file-added-us"];
+const BY_FILE: [&str; 2] = ["remote-file-added-us", "remote-file-added-20-us"];
 
 /// Runs everything of the suite.
 pub fn run(findings: &mut Findings) -> Result<(), Error> {
@@ -35,11 +38,16 @@ pub fn run(findings: &mut Findings) -> Result<(), Error> {
     let own = std::env::current_exe().map_err(Error::system("cannot find this program"))?;
     let files = Scratch::new(own.parent().unwrap_or(Path::new(".")))?;
     let image = files.path().join("volume.img");
+    let (mut best_local, mut best_remote) = (None, None);
     for round in 1..=findings.effort.rounds {
         eprintln!("round {round} of {}", findings.effort.rounds);
         findings.part(&LOCAL_IDS, local)?;
+        findings.part(&BY_QSD, |findings| block_peers::local(findings, &mut best_local))?;
         findings.part(&REMOTE_IDS, remote_memory)?;
         findings.part(&BY_FILE, |findings| remote_file(findings, &image))?;
+        findings.part(&BY_FIO, |findings| block_peers::fio(findings, &image))?;
+        findings
+            .part(&BY_NBD, |findings| block_peers::remote(findings, &image, &mut best_remote))?;
     }
     match findings.effort.open_loops {
         true => findings.part(&LOCAL_IDS, open_loops),
@@ -68,14 +76,17 @@ fn open_loops(findings: &mut Findings) -> Result<(), Error> {
 }
 
 /// A daemon with a mem volume behind a vhost-user socket.
-struct Served {
-    daemon: Daemon,
-    socket: PathBuf,
+pub struct Served {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// Its disk's socket.
+    pub socket: PathBuf,
     _files: Scratch,
 }
 
 impl Served {
-    fn start() -> Result<Served, Error> {
+    /// Starts it.
+    pub fn start() -> Result<Served, Error> {
         let files = Scratch::new(&std::env::temp_dir())?;
         let socket = files.path().join("disk");
         let config = format!(
@@ -101,7 +112,7 @@ impl Served {
 }
 
 /// A run with its label; the cache-line round trip is taken around the whole set-up.
-fn load(effort: Effort, group: &str, path: &str, daemon: Option<&Daemon>) -> LoadArgs {
+pub fn load(effort: Effort, group: &str, path: &str, daemon: Option<&Daemon>) -> LoadArgs {
     let mut load = LoadArgs::closed(1, effort.seconds, effort.warmup, core_pair().0);
     load.calibrate = false;
     let named = |daemon: &Daemon| Named { name: "outboard".into(), pid: daemon.pid() };
@@ -121,7 +132,7 @@ fn blocks() -> BlockArgs {
 }
 
 /// Runs on a steady machine; what was not steady is remarked on `ids`.
-fn measured(
+pub fn measured(
     findings: &mut Findings,
     ids: &[&'static str],
     what: &str,
@@ -180,7 +191,6 @@ fn remote_memory(findings: &mut Findings) -> Result<(), Error> {
 
 /// The same file locally through io_uring, and over NVMe/TCP.
 fn remote_file(findings: &mut Findings, image: &Path) -> Result<(), Error> {
-    let id = BY_FILE[0];
     // From the core on which the target works: the disk's interrupt may be on either core, and
     // would otherwise make the nearer path look faster.
     let mut local = load(findings.effort, FILE, "local file", None);
@@ -198,11 +208,7 @@ fn remote_file(findings: &mut Findings, image: &Path) -> Result<(), Error> {
         |findings| measured(findings, &BY_FILE, "local file", || file::measure(&args)),
         |m| Figure::P50.of(m).unwrap_or(f64::MAX) / 1e3,
     )?;
-    let volume = worker()
-        + &format!(
-            "\n[[volume]]\nname = \"file\"\nkind = \"file\"\npath = \"{}\"\nblock_bytes = 4096\n",
-            image.display()
-        );
+    let volume = worker() + &block_peers::file_volume(image);
     let effort = findings.effort;
     let medium = format!("{}, NVMe/TCP over loopback", local.medium);
     let remote = measured(findings, &BY_FILE, "remote file", || {
@@ -210,8 +216,10 @@ fn remote_file(findings: &mut Findings, image: &Path) -> Result<(), Error> {
         exported.measure(load(effort, FILE, "Outboard, remote", Some(&exported.daemon)), &medium)
     })?;
     match Figure::P50.of(&remote).zip(Figure::P50.of(&local)) {
-        Some((remote_ns, local_ns)) => findings.add(id, (remote_ns - local_ns) / 1e3, &remote),
-        None => findings.remark(id, TOO_FEW),
+        Some((remote_ns, local_ns)) => {
+            BY_FILE.iter().for_each(|id| findings.add(id, (remote_ns - local_ns) / 1e3, &remote));
+        }
+        None => BY_FILE.iter().for_each(|id| findings.remark(id, TOO_FEW)),
     }
     findings.keep(remote);
     findings.keep(local);
@@ -219,7 +227,7 @@ fn remote_file(findings: &mut Findings, image: &Path) -> Result<(), Error> {
 }
 
 /// One worker on the second core that never sleeps.
-fn worker() -> String {
+pub fn worker() -> String {
     format!("[runtime]\nmode = \"busy\"\n\n[[worker]]\ncore = {}\n", core_pair().1)
 }
 
@@ -229,13 +237,16 @@ fn memory_volume() -> String {
 }
 
 /// A daemon that exports a volume on loopback, driven by the initiator in this process.
-struct Exported {
-    daemon: Daemon,
-    address: SocketAddr,
+pub struct Exported {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 impl Exported {
-    fn start(config: &str, volume: &str) -> Result<Exported, Error> {
+    /// Starts it with `config`, in which there is that volume.
+    pub fn start(config: &str, volume: &str) -> Result<Exported, Error> {
         let address = free_address()?;
         let config = format!(
             "{config}\n[[export]]\nvolume = \"{volume}\"\nnqn = \"{NQN}\"\n\
@@ -252,7 +263,7 @@ impl Exported {
 }
 
 /// A port of loopback that nobody has now.
-fn free_address() -> Result<SocketAddr, Error> {
+pub fn free_address() -> Result<SocketAddr, Error> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let address = listener.and_then(|listener| listener.local_addr());
     address.map_err(Error::system("cannot find a free port on 127.0.0.1"))

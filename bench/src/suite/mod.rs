@@ -5,8 +5,10 @@
 
 pub mod bed;
 mod block;
+mod block_peers;
 mod memory;
 mod net;
+mod peers;
 mod steady;
 mod switch_hit;
 mod targets;
