@@ -20,19 +20,20 @@ mod abi;
 use abi::{OUTCOMES, Outcome, QUEUES, VTEPS as VTEPS_MAX};
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
-use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{HashMap, PerCpuArray, XskMap};
+use aya_ebpf::btf_maps::{HashMap, PerCpuArray, XskMap};
+use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use outboard_wire::{STEER_BYTES, STEER_V6_BYTES, Steer, steer, steer_v6};
 
-#[map]
-static XSKS: XskMap = XskMap::with_max_entries(QUEUES, 0);
+// Described in BTF, which every loader reads.
+#[btf_map]
+static XSKS: XskMap<{ QUEUES as usize }> = XskMap::new();
 
-#[map]
-static VTEPS: HashMap<[u8; 16], u8> = HashMap::with_max_entries(VTEPS_MAX, 0);
+#[btf_map]
+static VTEPS: HashMap<[u8; 16], u8, { VTEPS_MAX as usize }> = HashMap::new();
 
-#[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(OUTCOMES as u32, 0);
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, OUTCOMES> = PerCpuArray::new();
 
 #[unsafe(no_mangle)]
 static VXLAN_PORT: Global<u16> = Global::new(abi::VXLAN_PORT);

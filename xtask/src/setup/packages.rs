@@ -7,8 +7,9 @@ use super::distro::Distro;
 use super::{Finding, Ledger, apt};
 use crate::error::Error;
 use crate::process;
+use std::path::Path;
 
-/// A program and the packages that may bring it, in the order to try them.
+/// A program, or a file by its path, and the packages that may bring it, in the order to try them.
 struct Program {
     name: &'static str,
     what_for: &'static str,
@@ -37,6 +38,11 @@ const PROGRAMS: &[Program] = &[
         "a second vhost-user-blk server to compare with",
         &["qemu-utils", "qemu-system-common"],
     ),
+    // libbpf comes as source with the tests' second loader of the XDP programs.
+    program("make", "building libbpf for tests", &["make"]),
+    program("pkg-config", "building libbpf for tests", &["pkg-config", "pkgconf"]),
+    program("/usr/include/libelf.h", "building libbpf for tests", &["libelf-dev"]),
+    program("/usr/include/zlib.h", "building libbpf for tests", &["zlib1g-dev"]),
 ];
 
 /// What rebuilds the XDP programs with Debian's own compiler; the versions belong together.
@@ -124,7 +130,10 @@ pub fn ebpf_toolchain(distro: &Distro, change: bool, ledger: &mut Ledger) -> Res
 }
 
 fn present(program: &Program) -> bool {
-    process::which(program.name).is_some()
+    match program.name.starts_with('/') {
+        true => Path::new(program.name).exists(),
+        false => process::which(program.name).is_some(),
+    }
 }
 
 /// The `rank`th package of every program that is still missing: one apt-get for all of them,
