@@ -71,6 +71,8 @@ fn submit(driver: &mut BlkDriver, rng: &mut Rng, slot: u16) {
         2 => driver.submit(DriverOp::Raw(77), 0, slot, 16),
         // Data in the wrong direction.
         3 => driver.submit(DriverOp::Raw(1), 0, slot, 512),
+        4 => driver.submit(DriverOp::Discard, offset, slot, 1 << 20),
+        5 => driver.submit(DriverOp::WriteZeroes, offset, slot, 1 << 20),
         n if n % 2 == 0 => driver.submit_pieces(DriverOp::Read, offset, slot, pieces),
         _ => driver.submit_pieces(DriverOp::Write, offset, slot, pieces),
     }

@@ -40,6 +40,9 @@ fn run<V: BlockDevice>(volume: &mut V, frames: &mut [Frame], rng: &mut Rng, ios:
             let whole = [Segment::of_frame(frame, from, 2048)];
             let op = match rng.below(4_000) {
                 0 => Op::Flush,
+                1..40 => Op::Discard,
+                40..80 => Op::WriteZeroes,
+                80..400 => Op::Compare,
                 n if n % 2 == 0 => Op::Read,
                 _ => Op::Write,
             };
@@ -48,7 +51,7 @@ fn run<V: BlockDevice>(volume: &mut V, frames: &mut [Frame], rng: &mut Rng, ios:
                 op,
                 // Some leave the volume.
                 offset_bytes: rng.below(BLOCKS + 20) * u64::from(BLOCK_BYTES),
-                range_bytes: 0,
+                range_bytes: if op.is_ranged() { 2048 } else { 0 },
                 segments: if rng.chance(200_000) { &pieces } else { &whole },
             };
             if volume.submit(0, &io) == Err(Full) {
@@ -64,7 +67,7 @@ fn run<V: BlockDevice>(volume: &mut V, frames: &mut [Frame], rng: &mut Rng, ios:
         }
         for done in done.drain(..) {
             match done.status {
-                Status::Ok => outcomes.ok += 1,
+                Status::Ok | Status::Miscompare => outcomes.ok += 1,
                 Status::OutOfRange => outcomes.refused += 1,
                 other => panic!("{other:?}"),
             }

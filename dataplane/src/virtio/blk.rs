@@ -3,6 +3,7 @@
 //! A request is what its readable and writable bytes say, however they are cut into descriptors
 //! (2.7.4.1): 16 bytes of header, then the data to write; the data to read, then one byte for the
 //! status. [`parse`] checks the layout; whether the range lies on the disk is the caller's check.
+//! A discard or write-zeroes names its range in its data, of which one request has one.
 
 use crate::virtio::fault::QueueFault;
 use crate::virtio::queue::DescriptorChain;
@@ -21,6 +22,17 @@ pub const SIZE_MAX: u32 = 128 << 10;
 /// The most data of one request: all segments at their longest. More would hold a worker, and
 /// with it other guests, for as long as it takes to copy.
 pub const MAX_REQUEST_BYTES: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
+/// The most sectors of a discard: 1 GiB.
+pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// The most sectors of a write-zeroes, which may come to writing them all: 64 MiB.
+pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 17;
+/// The unit in which memory and file systems give space back.
+const DISCARD_BYTES: u32 = 4096;
+/// Length of a range: sector, count of sectors, flags (5.2.6, `virtio_blk_discard_write_zeroes`).
+pub const RANGE_BYTES: usize = 16;
+/// The only flag that is known, and that for write-zeroes alone: the space may be given back. It
+/// is not (`write_zeroes_may_unmap` is 0).
+const RANGE_UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 /// Bytes of the configuration space, zero behind what is defined.
 pub const CONFIG_BYTES: usize = 256;
 /// Length of a request's header.
@@ -61,6 +73,8 @@ impl BlkShape {
         ];
         if self.read_only {
             bits.push(blk::VIRTIO_BLK_F_RO);
+        } else {
+            bits.extend([blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES]);
         }
         if self.queues > 1 {
             bits.push(blk::VIRTIO_BLK_F_MQ);
@@ -76,8 +90,19 @@ impl BlkShape {
         put(8, &SIZE_MAX.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &self.block_bytes.to_le_bytes());
+        // Physical blocks of a page, in powers of two of the block size.
+        let unit = DISCARD_BYTES.max(self.block_bytes);
+        put(24, &[(unit / self.block_bytes).ilog2() as u8]); // physical_block_exp
         put(26, &1u16.to_le_bytes()); // min_io_size, in blocks
         put(34, &self.queues.to_le_bytes()); // num_queues
+        if !self.read_only {
+            put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+            put(40, &1u32.to_le_bytes()); // max_discard_seg
+            put(44, &(unit / SECTOR_BYTES as u32).to_le_bytes()); // discard_sector_alignment
+            put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
+            put(52, &1u32.to_le_bytes()); // max_write_zeroes_seg
+            put(56, &[0]); // write_zeroes_may_unmap
+        }
         space
     }
 }
@@ -93,7 +118,11 @@ pub enum BlkKind {
     Flush,
     /// VIRTIO_BLK_T_GET_ID
     GetId,
-    /// Any other type, to be answered with UNSUPP.
+    /// VIRTIO_BLK_T_DISCARD
+    Discard,
+    /// VIRTIO_BLK_T_WRITE_ZEROES
+    WriteZeroes,
+    /// Any other type, or a range with unknown flags: to be answered with UNSUPP.
     Unknown(u32),
 }
 
@@ -104,7 +133,9 @@ pub struct BlkRequest {
     pub kind: BlkKind,
     /// Where, in 512-byte sectors.
     pub sector: u64,
-    /// The data's place; nothing for a flush or an unknown type.
+    /// How many sectors, for a discard or write-zeroes; 0 otherwise.
+    pub sectors: u32,
+    /// The data's place; nothing for what has none.
     pub data: Segments,
     /// Where the status byte goes.
     pub status: Segment,
@@ -137,6 +168,8 @@ pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
         blk::VIRTIO_BLK_T_OUT => BlkKind::Write,
         blk::VIRTIO_BLK_T_FLUSH => BlkKind::Flush,
         blk::VIRTIO_BLK_T_GET_ID => BlkKind::GetId,
+        blk::VIRTIO_BLK_T_DISCARD => BlkKind::Discard,
+        blk::VIRTIO_BLK_T_WRITE_ZEROES => BlkKind::WriteZeroes,
         other => BlkKind::Unknown(other),
     };
     let (to_device, from_device) = (
@@ -145,7 +178,9 @@ pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
     );
     let (segments, skip, len, other) = match kind {
         BlkKind::Read | BlkKind::GetId => (chain.writable(), 0, from_device, to_device),
-        BlkKind::Write => (chain.readable(), HEADER_BYTES, to_device, from_device),
+        BlkKind::Write | BlkKind::Discard | BlkKind::WriteZeroes => {
+            (chain.readable(), HEADER_BYTES, to_device, from_device)
+        }
         // Their data, if there is any, means nothing here.
         BlkKind::Flush | BlkKind::Unknown(_) => (&[][..], 0, 0, 0),
     };
@@ -156,7 +191,36 @@ pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
         return Err(bad(QueueFault::RequestTooLong));
     }
     let data = slice(segments, skip, len).map_err(bad)?;
-    Ok(BlkRequest { kind, sector, data, status })
+    let request = BlkRequest { kind, sector, sectors: 0, data, status };
+    match kind {
+        BlkKind::Discard | BlkKind::WriteZeroes => with_range(request).map_err(bad),
+        _ => Ok(request),
+    }
+}
+
+/// Reads the range of a discard or write-zeroes out of its data.
+fn with_range(mut request: BlkRequest) -> Result<BlkRequest, QueueFault> {
+    let data = std::mem::take(&mut request.data);
+    let mut range = [0; RANGE_BYTES];
+    if total(&data) != RANGE_BYTES as u64 || !copy_front(&data, &mut range) {
+        return Err(QueueFault::Range);
+    }
+    let word =
+        |at: usize| u32::from_le_bytes([range[at], range[at + 1], range[at + 2], range[at + 3]]);
+    (request.sector, request.sectors) = (u64::from(word(4)) << 32 | u64::from(word(0)), word(8));
+    let (most, known, number) = if request.kind == BlkKind::Discard {
+        (MAX_DISCARD_SECTORS, 0, blk::VIRTIO_BLK_T_DISCARD)
+    } else {
+        (MAX_WRITE_ZEROES_SECTORS, RANGE_UNMAP, blk::VIRTIO_BLK_T_WRITE_ZEROES)
+    };
+    // 5.2.6.2: "if any unknown flag is set", and for a discard also unmap.
+    if word(12) & !known != 0 {
+        return Ok(BlkRequest { kind: BlkKind::Unknown(number), ..request });
+    }
+    if request.sectors > most {
+        return Err(QueueFault::Range);
+    }
+    Ok(request)
 }
 
 /// Writes as much of the serial as fits and returns how much that was.

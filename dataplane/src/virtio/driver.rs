@@ -5,7 +5,7 @@
 //! shows everything submitted to the device, [`poll`](BlkDriver::poll) returns what has ended.
 //! Each slot has a data area of its own, reached by copies. Slot `n` uses queue `n % queues`.
 
-use crate::virtio::blk::{self, HEADER_BYTES};
+use crate::virtio::blk::{self, HEADER_BYTES, RANGE_BYTES};
 use crate::virtio::driver_ring::{
     DESC_BYTES, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DriverRing, second_word,
 };
@@ -48,8 +48,14 @@ pub enum DriverOp {
     Flush,
     /// The disk's serial into the slot.
     GetId,
-    /// Any request type by number.
+    /// The range is not needed any more; its length instead of the data's.
+    Discard,
+    /// Zeros in the range; its length instead of the data's.
+    WriteZeroes,
+    /// Any request type by number, with data for the device to write.
     Raw(u32),
+    /// Any request type by number, with data for the device to read.
+    RawOut(u32),
 }
 
 /// One ended I/O.
@@ -239,6 +245,9 @@ impl BlkDriver {
     /// When the slot does not exist or is in flight, or the data is longer than a slot's.
     #[inline]
     pub fn submit(&mut self, op: DriverOp, offset_bytes: u64, slot: u16, bytes: u32) {
+        if matches!(op, DriverOp::Discard | DriverOp::WriteZeroes) {
+            return self.submit_range(op, offset_bytes, slot, bytes);
+        }
         let whole = [Piece { at: 0, bytes }];
         let pieces = if bytes == 0 { &[][..] } else { &whole[..] };
         self.submit_pieces(op, offset_bytes, slot, pieces);
@@ -255,7 +264,10 @@ impl BlkDriver {
             DriverOp::Write => (virtio_blk::VIRTIO_BLK_T_OUT, 0),
             DriverOp::Flush => (virtio_blk::VIRTIO_BLK_T_FLUSH, 0),
             DriverOp::GetId => (virtio_blk::VIRTIO_BLK_T_GET_ID, DESC_WRITE),
+            DriverOp::Discard => (virtio_blk::VIRTIO_BLK_T_DISCARD, 0),
+            DriverOp::WriteZeroes => (virtio_blk::VIRTIO_BLK_T_WRITE_ZEROES, 0),
             DriverOp::Raw(kind) => (kind, DESC_WRITE),
+            DriverOp::RawOut(kind) => (kind, 0),
         };
         let control = self.control(slot);
         let mut header = [0; HEADER_BYTES + 1];
@@ -292,6 +304,15 @@ impl BlkDriver {
         }
         queue.ring.offer(head);
         queue.fresh = true;
+    }
+
+    /// A request whose data is a range of the disk, at the front of the slot.
+    fn submit_range(&mut self, op: DriverOp, offset_bytes: u64, slot: u16, bytes: u32) {
+        let mut range = [0; RANGE_BYTES];
+        range[..8].copy_from_slice(&(offset_bytes / blk::SECTOR_BYTES).to_le_bytes());
+        range[8..12].copy_from_slice(&(bytes / blk::SECTOR_BYTES as u32).to_le_bytes());
+        self.write_data(slot, 0, &range);
+        self.submit_pieces(op, 0, slot, &[Piece { at: 0, bytes: RANGE_BYTES as u32 }]);
     }
 
     /// Shows the device what was submitted, and wakes it where it wants that.
@@ -471,6 +492,8 @@ fn negotiate(frontend: &mut Frontend, options: &BlkOptions) -> Result<(u64, u64)
         virtio_blk::VIRTIO_BLK_F_BLK_SIZE,
         virtio_blk::VIRTIO_BLK_F_SEG_MAX,
         virtio_blk::VIRTIO_BLK_F_MQ,
+        virtio_blk::VIRTIO_BLK_F_DISCARD,
+        virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES,
     ] {
         wanted |= 1 << bit;
     }

@@ -52,6 +52,7 @@ queue_faults! {
     Status "status" "A block request without a byte for its status.",
     RequestTooLong "request_too_long" "A block request of more than 4 MiB.",
     Data "data" "A block request with data in the wrong direction.",
+    Range "range" "A discard or write-zeroes without one range of at most the sectors offered.",
 }
 
 /// One count per fault.

@@ -42,6 +42,14 @@ pub struct DiskCounters {
     pub written_bytes: Counter,
     /// Flushes that ended.
     pub flushes: Counter,
+    /// Discards that ended.
+    pub discards: Counter,
+    /// Bytes discarded by those that succeeded.
+    pub discarded_bytes: Counter,
+    /// Write-zeroes that ended.
+    pub write_zeroes: Counter,
+    /// Bytes zeroed by those that succeeded.
+    pub zeroed_bytes: Counter,
     /// Serials told.
     pub ids: Counter,
     /// Times the volume was full.
@@ -66,6 +74,10 @@ impl Default for DiskCounters {
             writes: Counter::default(),
             written_bytes: Counter::default(),
             flushes: Counter::default(),
+            discards: Counter::default(),
+            discarded_bytes: Counter::default(),
+            write_zeroes: Counter::default(),
+            zeroed_bytes: Counter::default(),
             ids: Counter::default(),
             full: Counter::default(),
             calls: Counter::default(),
@@ -78,6 +90,20 @@ impl Default for DiskCounters {
 }
 
 impl DiskCounters {
+    #[inline]
+    fn count(&self, op: Op, bytes: u32) {
+        let (ended, moved) = match op {
+            Op::Read => (&self.reads, &self.read_bytes),
+            Op::Write => (&self.writes, &self.written_bytes),
+            Op::Discard => (&self.discards, &self.discarded_bytes),
+            Op::WriteZeroes => (&self.write_zeroes, &self.zeroed_bytes),
+            // A guest has no way to ask for a compare.
+            Op::Flush | Op::Compare => return self.flushes.add(1),
+        };
+        ended.add(1);
+        moved.add(u64::from(bytes));
+    }
+
     /// Requests that ended with `status`.
     pub fn status(&self, status: Status) -> u64 {
         self.statuses[status as usize].get()
@@ -109,6 +135,7 @@ struct Parked {
     slot: u16,
     op: Op,
     offset_bytes: u64,
+    range_bytes: u64,
     segments: Segments,
 }
 
@@ -201,18 +228,7 @@ impl Disk {
         self.free.push(done.tag.slot);
         let ok = done.status == Status::Ok;
         let bytes = if ok { slot.bytes } else { 0 };
-        match slot.op {
-            Op::Read => {
-                self.counters.reads.add(1);
-                self.counters.read_bytes.add(u64::from(bytes));
-            }
-            Op::Write => {
-                self.counters.writes.add(1);
-                self.counters.written_bytes.add(u64::from(bytes));
-            }
-            Op::Flush => self.counters.flushes.add(1),
-            Op::Discard | Op::WriteZeroes | Op::Compare => {}
-        }
+        self.counters.count(slot.op, bytes);
         let written = if slot.op == Op::Read { bytes } else { 0 };
         self.answer(slot.ring, slot.head, slot.status, done.status, written);
         let driven = self.rings[usize::from(slot.ring)].as_mut();
@@ -366,6 +382,8 @@ impl Disk {
             BlkKind::Read => Op::Read,
             BlkKind::Write => Op::Write,
             BlkKind::Flush => Op::Flush,
+            BlkKind::Discard => Op::Discard,
+            BlkKind::WriteZeroes => Op::WriteZeroes,
             BlkKind::GetId => {
                 self.counters.ids.add(1);
                 let written = blk::write_id(&request.data, &self.id);
@@ -395,7 +413,8 @@ impl Disk {
         let tag = Tag { owner: self.owner, slot };
         // A flush has no position; what the driver put there means nothing (5.2.6.1).
         let offset_bytes = if op == Op::Flush { 0 } else { offset_bytes };
-        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments: &request.data };
+        let range_bytes = u64::from(request.sectors) * blk::SECTOR_BYTES;
+        let io = Io { tag, op, offset_bytes, range_bytes, segments: &request.data };
         let bytes = io.bytes();
         match volume.geometry().check(&io) {
             Err(status) => return self.answer(ring, head, request.status, status, 0),
@@ -414,7 +433,8 @@ impl Disk {
         driven.with.queue.memory().hold();
         if volume.submit(now_ns, &io) == Err(Full) {
             self.counters.full.add(1);
-            self.parked = Some(Parked { slot, op, offset_bytes, segments: request.data });
+            self.parked =
+                Some(Parked { slot, op, offset_bytes, range_bytes, segments: request.data });
         }
         self.counters.in_flight.set(u64::from(self.in_flight()));
     }
@@ -422,8 +442,8 @@ impl Disk {
     fn submit_parked(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> bool {
         let Some(parked) = &self.parked else { return true };
         let tag = Tag { owner: self.owner, slot: parked.slot };
-        let Parked { op, offset_bytes, .. } = *parked;
-        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments: &parked.segments };
+        let Parked { op, offset_bytes, range_bytes, .. } = *parked;
+        let io = Io { tag, op, offset_bytes, range_bytes, segments: &parked.segments };
         if volume.submit(now_ns, &io) == Err(Full) {
             return false;
         }

@@ -199,7 +199,13 @@ fn the_configuration_space_can_be_read_and_not_written() {
     assert_eq!(space[0..8], 2048u64.to_le_bytes(), "capacity in sectors");
     assert_eq!(space[12..16], 32u32.to_le_bytes(), "seg_max");
     assert_eq!(space[20..24], 4096u32.to_le_bytes(), "blk_size");
+    assert_eq!(space[24..28], [0, 0, 1, 0], "topology");
     assert_eq!(space[34..36], 2u16.to_le_bytes(), "num_queues");
+    assert_eq!(space[36..40], (1u32 << 21).to_le_bytes(), "max_discard_sectors");
+    assert_eq!(space[40..44], 1u32.to_le_bytes(), "max_discard_seg");
+    assert_eq!(space[44..48], 8u32.to_le_bytes(), "discard_sector_alignment");
+    assert_eq!(space[48..52], (1u32 << 17).to_le_bytes(), "max_write_zeroes_sectors");
+    assert_eq!(space[52..57], [1, 0, 0, 0, 0], "max_write_zeroes_seg, may_unmap");
     assert!(guest.frontend.set_config(0, flags, &[1]).is_err());
     let (_, space) = guest.frontend.get_config(250, 6, flags, &[0; 6]).unwrap();
     assert_eq!(space, [0; 6], "the connection goes on");
