@@ -15,7 +15,7 @@ use outboard_rdma::nvmf::identify::Namespace;
 use outboard_rdma::nvmf::initiator::{
     Found, Progress, Queue, QueueConfig, Setup, SetupError, State,
 };
-use outboard_rdma::nvmf::{Fault, Nqn, Piece, StatusCode};
+use outboard_rdma::nvmf::{Digests, Fault, Nqn, Piece, StatusCode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use std::io::{self, ErrorKind, Read, Write};
@@ -112,6 +112,7 @@ struct Place {
     address: SocketAddr,
     nqn: Nqn,
     nsid: u32,
+    digests: Digests,
     host_id: [u8; 16],
     host: Nqn,
 }
@@ -156,10 +157,20 @@ impl Remote {
         nqn: &str,
         nsid: u32,
     ) -> Result<(Remote, Connector), ConnectError> {
+        Remote::connect_with(address, nqn, nsid, Digests::NONE)
+    }
+
+    /// As [`connect`](Self::connect), with these digests on all connections.
+    pub fn connect_with(
+        address: SocketAddr,
+        nqn: &str,
+        nsid: u32,
+        digests: Digests,
+    ) -> Result<(Remote, Connector), ConnectError> {
         let name = Nqn::from(nqn).ok().filter(|nqn| !nqn.is_empty());
         let nqn = name.ok_or_else(|| ConnectError::Name(nqn.to_owned()))?;
         let (host_id, host) = host();
-        let place = Place { address, nqn, nsid, host_id, host };
+        let place = Place { address, nqn, nsid, digests, host_id, host };
         let prepare = |source| ConnectError::Prepare { address, source };
         let (association, link, found) = associate(&place)?;
         let namespace = found.namespace;
@@ -407,6 +418,7 @@ fn config(place: &Place, queue: u16, depth: u16, controller: u16, in_capsule: u3
         keep_alive_ms: KEEP_ALIVE_MS,
         in_capsule_bytes: in_capsule,
         nsid: place.nsid,
+        digests: place.digests,
         names: ConnectData {
             host_id: place.host_id,
             controller,
@@ -561,6 +573,10 @@ mod tests {
     }
 
     fn serve(geometry: Geometry) -> Served {
+        serve_with(geometry, Digests::NONE)
+    }
+
+    fn serve_with(geometry: Geometry, digests: Digests) -> Served {
         let volume = Volume::Mem(Mem::new(geometry, false).unwrap());
         let config = ExportConfig {
             nqn: NQN.into(),
@@ -585,7 +601,8 @@ mod tests {
             assert!(storage.close(&mut free));
         });
         let listener = Listener::start("127.0.0.1:0".parse().unwrap(), door).unwrap();
-        let (remote, connector) = Remote::connect(listener.address(), NQN, 1).unwrap();
+        let (remote, connector) =
+            Remote::connect_with(listener.address(), NQN, 1, digests).unwrap();
         assert_eq!(remote.geometry(), geometry);
         let target = Some(target);
         Served { remote, _connector: connector, _listener: listener, stop, target }
@@ -624,6 +641,13 @@ mod tests {
     #[test]
     fn it_keeps_the_promise_of_volumes() {
         let ops = [Op::Read, Op::Write, Op::Flush];
+        conformance::suite(u32::from(DEPTH), &ops, serve);
+    }
+
+    #[test]
+    fn it_keeps_the_promise_of_volumes_with_digests() {
+        let ops = [Op::Read, Op::Write, Op::Flush];
+        let serve = |geometry| serve_with(geometry, Digests::BOTH);
         conformance::suite(u32::from(DEPTH), &ops, serve);
     }
 }

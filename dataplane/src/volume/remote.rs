@@ -5,7 +5,8 @@
 //! `NotConnected` at once until control hands over a new one. Nothing is retried.
 //!
 //! A write's data leaves from the I/O's segments. A read's small data is copied once, from the
-//! buffer that one receive call fills; what is not there yet is received straight into place.
+//! buffer that one receive call fills; what is not there yet is received straight into place. With
+//! data digests everything is copied once, in both directions, and the digest is of the copy.
 
 use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
 use crate::counters::Counter;
@@ -114,6 +115,8 @@ pub struct RemoteCounters {
     pub losses: Counter,
     /// I/Os that ended because of it.
     pub ended_by_loss: Counter,
+    /// Data received that did not match its digest; its I/O failed.
+    pub digest_errors: Counter,
     /// I/Os in flight now.
     pub in_flight: Counter,
 }
@@ -314,6 +317,13 @@ impl Remote {
             if !link.queue.has_output() {
                 break;
             }
+            if link.queue.has_data_digest() {
+                match send_copied(link, &mut self.staging, &self.commands, &self.parents) {
+                    Ok(()) => continue,
+                    Err(error) if is_transient(&error) => break,
+                    Err(error) => return Err(LossReason::Socket(error.kind())),
+                }
+            }
             let mut gather = Gather::new();
             for piece in link.queue.pieces() {
                 let fits = match piece {
@@ -350,7 +360,7 @@ impl Remote {
         for _ in 0..CALLS {
             let Some(link) = &mut self.link else { return Ok(()) };
             let (received, room) = match link.queue.wants() {
-                Want::Data { slot, offset, len } => {
+                Want::Data { slot, offset, len } if !link.queue.has_data_digest() => {
                     let mut scatter = Scatter::new();
                     let Command { parent, start } = self.commands[usize::from(slot)];
                     let segments = &self.parents[usize::from(parent)].segments;
@@ -365,7 +375,7 @@ impl Remote {
                     let rest = received.map(|bytes| (bytes, bytes - placed));
                     (rest, len as usize + STAGING_BYTES)
                 }
-                Want::Engine | Want::Nothing => {
+                Want::Data { .. } | Want::Engine | Want::Nothing => {
                     let received = socket::receive(link.socket.as_fd(), &mut self.staging);
                     (received.map(|bytes| (bytes, bytes)), STAGING_BYTES)
                 }
@@ -406,7 +416,7 @@ impl Remote {
                         segment.copy_from(0, &data[at..at + segment.len()]);
                         at += segment.len();
                     }
-                    link.queue.placed(data.len() as u32)?;
+                    link.queue.placed_copy(data)?;
                     rest = behind;
                 }
             }
@@ -436,9 +446,17 @@ impl Remote {
         }
     }
 
+    fn count_digest_errors(&mut self) {
+        if let Some(link) = &mut self.link {
+            self.counters.digest_errors.add(u64::from(link.queue.take_digest_errors()));
+        }
+    }
+
     fn drive(&mut self) -> Result<(), LossReason> {
         self.send()?;
-        self.receive()?;
+        let received = self.receive();
+        self.count_digest_errors();
+        received?;
         self.collect();
         self.issue();
         // What an R2T asked for, and what had no room before.
@@ -509,6 +527,30 @@ impl BlockDevice for Remote {
     fn wake_fd(&self) -> Option<RawFd> {
         Some(self.epoll.as_raw_fd())
     }
+}
+
+/// Sends what the socket takes of a copy, which data digests are made of: the guest may write its
+/// buffers meanwhile.
+fn send_copied(
+    link: &mut Link,
+    staging: &mut [u8],
+    commands: &[Command],
+    parents: &[Parent],
+) -> io::Result<()> {
+    let filled = link.queue.fill(staging, |slot, offset, place| {
+        let Command { parent, start } = commands[usize::from(slot)];
+        let segments = &parents[usize::from(parent)].segments;
+        let mut at = 0;
+        for segment in socket::range(segments, start as usize + offset as usize, place.len()) {
+            segment.copy_to(0, &mut place[at..at + segment.len()]);
+            at += segment.len();
+        }
+    });
+    let mut gather = Gather::new();
+    gather.push(&staging[..filled]);
+    let sent = gather.send(link.socket.as_fd())?;
+    link.queue.sent_copy(&staging[..sent]);
+    Ok(())
 }
 
 fn is_transient(error: &io::Error) -> bool {

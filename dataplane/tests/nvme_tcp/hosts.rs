@@ -5,8 +5,8 @@ use outboard::volume::export::{DATA_TIMEOUT_NS, DEPTH, End};
 use outboard_rdma::nvmf::capsule::{Sgl, Sqe, nvm};
 use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::initiator::{Progress, Queue, QueueConfig, Setup, State};
-use outboard_rdma::nvmf::pdu::{Header, MAX_HEADER_BYTES, SHORT_BYTES};
-use outboard_rdma::nvmf::{Fault, Nqn, Piece};
+use outboard_rdma::nvmf::pdu::{Format, Header, MAX_HEADER_BYTES, SHORT_BYTES};
+use outboard_rdma::nvmf::{Digests, Fault, Nqn, Piece};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
@@ -24,6 +24,7 @@ fn config(queue: u16, controller: u16) -> QueueConfig {
         keep_alive_ms: 0,
         in_capsule_bytes: 0,
         nsid: 1,
+        digests: Digests::NONE,
         names: ConnectData {
             host_id: [3; 16],
             controller,
@@ -79,7 +80,7 @@ impl RawHost {
 
     fn send(&mut self, sqe: Sqe, in_capsule: &[u8]) -> bool {
         let mut bytes = [0; MAX_HEADER_BYTES];
-        let len = Header::command(sqe, in_capsule.len() as u32, 0).emit(&mut bytes);
+        let len = Header::command(sqe, in_capsule.len() as u32, Format::PLAIN).emit(&mut bytes);
         self.io.write_all(&[&bytes[..len], in_capsule].concat()).is_ok()
     }
 }

@@ -1,19 +1,30 @@
-//! Collects a PDU's header from a stream that may be cut anywhere.
+//! Collects a PDU's header and its digest from a stream that may be cut anywhere.
 
 use super::Fault;
-use super::pdu::{COMMON_BYTES, Common, Header, MAX_HEADER_BYTES};
+use super::pdu::{self, COMMON_BYTES, Common, Digests, Header, MAX_HEADER_BYTES};
 
 /// The header that is arriving, or the last one that did.
 #[derive(Clone, Debug)]
 pub(crate) struct Assembly {
     bytes: [u8; MAX_HEADER_BYTES],
     have: u8,
+    /// Bytes of the common header, then of the header and its digest.
     need: u8,
+    /// Bytes of the digest among them.
+    digest: u8,
+    /// What the connection agreed upon.
+    pub digests: Digests,
 }
 
 impl Assembly {
     pub fn new() -> Assembly {
-        Assembly { bytes: [0; MAX_HEADER_BYTES], have: 0, need: COMMON_BYTES as u8 }
+        Assembly {
+            bytes: [0; MAX_HEADER_BYTES],
+            have: 0,
+            need: COMMON_BYTES as u8,
+            digest: 0,
+            digests: Digests::NONE,
+        }
     }
 
     /// Takes bytes from the front of `input` and returns how many, and the header once it is
@@ -34,16 +45,32 @@ impl Assembly {
                 return (used, Ok(None));
             }
             if self.need > COMMON_BYTES as u8 {
-                let header = Header::parse(&self.bytes[..usize::from(self.need)]);
-                return (used, header.map(Some));
+                return (used, self.whole().map(Some));
             }
-            let mut common = [0; COMMON_BYTES];
-            common.copy_from_slice(&self.bytes[..COMMON_BYTES]);
-            match Common::parse(&common) {
-                Ok(common) => self.need = common.kind.header_bytes() as u8,
+            match self.common() {
+                Ok(common) => {
+                    self.digest = common.header_digest_bytes() as u8;
+                    self.need = common.kind.header_bytes() as u8 + self.digest;
+                }
                 Err(fault) => return (used, Err(fault)),
             }
         }
+    }
+
+    fn common(&self) -> Result<Common, Fault> {
+        let mut bytes = [0; COMMON_BYTES];
+        bytes.copy_from_slice(&self.bytes[..COMMON_BYTES]);
+        let common = Common::parse(&bytes)?;
+        if common.agrees_with(self.digests) { Ok(common) } else { Err(Fault::Digest) }
+    }
+
+    fn whole(&self) -> Result<Header, Fault> {
+        let all = &self.bytes[..usize::from(self.need)];
+        let (header, received) = all.split_at(all.len() - usize::from(self.digest));
+        if self.digest > 0 && received != pdu::digest(header) {
+            return Err(Fault::HeaderDigest);
+        }
+        Header::parse(header)
     }
 
     /// The bytes of the header so far, for a TermReq.
@@ -56,12 +83,13 @@ impl Assembly {
 mod tests {
     use super::*;
     use crate::nvmf::capsule::Sqe;
+    use crate::nvmf::pdu::Format;
 
     #[test]
     fn a_header_arrives_in_any_cut() {
         let mut stream = Vec::new();
         let headers: Vec<_> =
-            (0..5).map(|cid| Header::command(Sqe::new(2, cid, 1), 0, 0)).collect();
+            (0..5).map(|cid| Header::command(Sqe::new(2, cid, 1), 0, Format::PLAIN)).collect();
         for header in &headers {
             let mut out = [0; MAX_HEADER_BYTES];
             let len = header.emit(&mut out);

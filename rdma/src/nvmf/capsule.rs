@@ -268,6 +268,8 @@ status_codes! {
     SGL_OFFSET = 0x16, "SGL offset invalid";
     /// Generic 20h.
     WRITE_PROTECTED = 0x20, "namespace is write protected";
+    /// Generic 22h.
+    TRANSIENT_TRANSPORT = 0x22, "transient transport error";
     /// Generic 80h.
     LBA_RANGE = 0x80, "LBA out of range";
     /// Generic 81h.

@@ -13,8 +13,12 @@ pub enum Fault {
     DataPlacement,
     /// A PDU length that does not fit its header and data.
     PduLength,
-    /// A digest that was not agreed upon.
+    /// A digest that was not agreed upon, or one missing that was.
     Digest,
+    /// A header that does not match its digest.
+    HeaderDigest,
+    /// A digest that this end requires and the peer did not ask for or agree to.
+    DigestRequired,
     /// A PDU format version that does not exist.
     Version,
     /// A value in an initialization PDU that is out of its range.
@@ -45,6 +49,7 @@ pub enum Fault {
 mod fes {
     pub const INVALID_FIELD: u16 = 1;
     pub const SEQUENCE: u16 = 2;
+    pub const HEADER_DIGEST: u16 = 3;
     pub const OUT_OF_RANGE: u16 = 4;
     pub const LIMIT: u16 = 5;
     pub const UNSUPPORTED: u16 = 6;
@@ -59,6 +64,8 @@ impl Fault {
         Fault::DataPlacement,
         Fault::PduLength,
         Fault::Digest,
+        Fault::HeaderDigest,
+        Fault::DigestRequired,
         Fault::Version,
         Fault::Parameter,
         Fault::QueueOverrun,
@@ -82,6 +89,8 @@ impl Fault {
             Fault::DataPlacement => "data_placement",
             Fault::PduLength => "pdu_length",
             Fault::Digest => "digest",
+            Fault::HeaderDigest => "header_digest",
+            Fault::DigestRequired => "digest_required",
             Fault::Version => "version",
             Fault::Parameter => "parameter",
             Fault::QueueOverrun => "queue_overrun",
@@ -103,6 +112,8 @@ impl Fault {
         Some(match self {
             Fault::PduType => (fes::INVALID_FIELD, 0),
             Fault::Digest => (fes::INVALID_FIELD, 1),
+            Fault::HeaderDigest => (fes::HEADER_DIGEST, 0),
+            Fault::DigestRequired => (fes::UNSUPPORTED, 11),
             Fault::HeaderLength => (fes::INVALID_FIELD, 2),
             Fault::DataPlacement => (fes::INVALID_FIELD, 3),
             Fault::PduLength => (fes::INVALID_FIELD, 4),

@@ -8,7 +8,11 @@
 //!
 //! Nothing allocates after construction. What a peer can do wrong ends in a [`Fault`] (the
 //! connection ends, with a TermReq that names it) or in a [`StatusCode`] (the command ends).
-//! Digests are not offered: the ICResp of our target and the ICReq of our initiator say so.
+//!
+//! Data passes by the engine only where data digests were agreed upon: it is then shown what was
+//! received (`placed_copy`) and copies what is sent (`fill`, `sent_copy`). A header that does not
+//! match its digest is a fault; data that does not match ends its command with
+//! [`StatusCode::TRANSIENT_TRANSPORT`].
 //!
 //! Sources: NVM Express Base 2.0 (below "Base"), NVMe over Fabrics 1.1 ("Fabrics"), NVMe/TCP
 //! Transport 1.0 ("TCP"), NVM Command Set 1.0 ("NVM").
@@ -16,6 +20,7 @@
 mod assembly;
 mod bytes;
 pub mod capsule;
+mod digest;
 pub mod fabrics;
 mod fault;
 pub mod fence;
@@ -29,6 +34,7 @@ pub use capsule::StatusCode;
 pub use fabrics::Nqn;
 pub use fault::Fault;
 pub use outbox::{Piece, Pieces};
+pub use pdu::Digests;
 
 /// Where the next received bytes belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +42,7 @@ pub enum Want {
     /// To the engine: pass them to `receive`.
     Engine,
     /// To the data of the command in `slot`, from `offset`, at most `len` bytes; then call
-    /// `placed`.
+    /// `placed`, or `placed_copy` where data digests were agreed upon.
     Data {
         /// The command.
         slot: u16,

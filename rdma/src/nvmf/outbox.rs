@@ -1,8 +1,12 @@
 //! What an engine has to send: a bounded queue of PDUs whose bytes are the engine's own or a part
 //! of a command's data, in the caller's memory. Bytes leave in any cut.
+//!
+//! Without data digests the bytes never pass by here ([`Pieces`]). With them they are copied, and
+//! the digest is of that copy: whoever can write the data meanwhile cannot make them differ.
 
-use super::pdu::{COMMAND_BYTES, Header, MAX_HEADER_BYTES, SHORT_BYTES};
+use super::pdu::{self, COMMAND_BYTES, DIGEST_BYTES, Header, MAX_HEADER_BYTES, SHORT_BYTES};
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// A part of what is to be sent next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,40 +62,84 @@ pub(crate) enum Payload {
 /// One PDU, perhaps with the short PDU that ends its command behind it.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// The header, then the trailing PDU.
-    bytes: [u8; COMMAND_BYTES],
+    /// The header and its digest, then what follows the data: its digest, the trailing PDU.
+    bytes: [u8; STORED_BYTES],
     header_len: u8,
     trailer_len: u8,
     pad: u8,
+    /// The data's digest is known only as the data leaves: the trailer begins with its place.
+    is_digest_open: bool,
     payload: Payload,
     /// The command that this belongs to, if its slot waits for this to be sent.
     pub slot: Option<u16>,
 }
 
+/// A command's header is the longest that is stored.
+const STORED_BYTES: usize = COMMAND_BYTES + 2 * DIGEST_BYTES;
+
 /// Padding is zeros; also the reserved rest of the initialization PDUs (TCP 3.6.2).
 static ZEROS: [u8; MAX_HEADER_BYTES] = [0; MAX_HEADER_BYTES];
 
+/// Writes the header and its digest, if it has one, and returns their length.
+fn emit(header: &Header, out: &mut [u8; MAX_HEADER_BYTES]) -> usize {
+    let len = header.emit(out);
+    if !header.common.digests().header {
+        return len;
+    }
+    let digest = pdu::digest(&out[..len]);
+    out[len..len + DIGEST_BYTES].copy_from_slice(&digest);
+    len + DIGEST_BYTES
+}
+
 impl Entry {
-    /// A PDU with this header; its data is `payload`.
+    /// A PDU with this header; its data, if it has any, is its command's.
     pub fn new(header: &Header, payload: Payload, slot: Option<u16>) -> Entry {
         let mut whole = [0; MAX_HEADER_BYTES];
-        let header_len = header.emit(&mut whole);
-        let stored = if header_len > COMMAND_BYTES { SHORT_BYTES } else { header_len };
-        debug_assert!(whole[stored..header_len].iter().all(|byte| *byte == 0));
-        let mut bytes = [0; COMMAND_BYTES];
+        let len = emit(header, &mut whole);
+        let stored = if len > STORED_BYTES { SHORT_BYTES } else { len };
+        debug_assert!(whole[stored..len].iter().all(|byte| *byte == 0));
+        let mut bytes = [0; STORED_BYTES];
         bytes[..stored].copy_from_slice(&whole[..stored]);
-        let pad = header_len - stored + header.common.pad_bytes() as usize;
-        Entry { bytes, header_len: stored as u8, trailer_len: 0, pad: pad as u8, payload, slot }
+        let pad = len - stored + header.common.pad_bytes() as usize;
+        let has_digest = header.common.digests().data;
+        Entry {
+            bytes,
+            header_len: stored as u8,
+            trailer_len: if has_digest { DIGEST_BYTES as u8 } else { 0 },
+            pad: pad as u8,
+            is_digest_open: has_digest,
+            payload,
+            slot,
+        }
+    }
+
+    /// A PDU whose data is in `page`, which stays as it is until the PDU has left.
+    pub fn from_page(header: &Header, page: &[u8], at: Range<usize>, slot: Option<u16>) -> Entry {
+        let payload = Payload::Page { offset: at.start as u16, len: at.len() as u16 };
+        let mut entry = Entry::new(header, payload, slot);
+        if entry.is_digest_open {
+            let trailer = usize::from(entry.header_len);
+            let digest = pdu::digest(&page[at]);
+            entry.bytes[trailer..trailer + DIGEST_BYTES].copy_from_slice(&digest);
+            entry.is_digest_open = false;
+        }
+        entry
     }
 
     /// Adds a short PDU behind the data.
     pub fn with_trailer(mut self, header: &Header) -> Entry {
         let mut whole = [0; MAX_HEADER_BYTES];
-        let len = header.emit(&mut whole);
-        let at = usize::from(self.header_len);
+        let len = emit(header, &mut whole);
+        let at = usize::from(self.header_len + self.trailer_len);
         self.bytes[at..at + len].copy_from_slice(&whole[..len]);
-        self.trailer_len = len as u8;
+        self.trailer_len += len as u8;
         self
+    }
+
+    /// Where in the PDU its data is.
+    fn payload_range(&self) -> Range<usize> {
+        let start = usize::from(self.header_len) + usize::from(self.pad);
+        start..start + self.payload_bytes()
     }
 
     /// Whether its data is in the engine's page.
@@ -127,12 +175,17 @@ impl Entry {
                     Piece::Bytes(&page[usize::from(offset)..][..usize::from(len)])
                 }
             },
-            _ => Piece::Bytes(&self.bytes[header_len..][..usize::from(self.trailer_len)]),
+            _ => Piece::Bytes(self.trailer()),
         }
+    }
+
+    fn trailer(&self) -> &[u8] {
+        &self.bytes[usize::from(self.header_len)..][..usize::from(self.trailer_len)]
     }
 }
 
 const PARTS: u8 = 4;
+const TRAILER: u8 = 3;
 
 /// A bounded queue of PDUs to send.
 #[derive(Clone, Debug)]
@@ -140,12 +193,14 @@ pub(crate) struct Outbox {
     entries: VecDeque<Entry>,
     /// Bytes of the first entry that have left.
     sent: usize,
+    /// CRC of the first entry's data among them, while its digest is open.
+    crc: u32,
 }
 
 impl Outbox {
     /// Room for `capacity` PDUs: the engine's own rules keep it inside.
     pub fn new(capacity: usize) -> Outbox {
-        Outbox { entries: VecDeque::with_capacity(capacity), sent: 0 }
+        Outbox { entries: VecDeque::with_capacity(capacity), sent: 0, crc: 0 }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -167,11 +222,54 @@ impl Outbox {
     /// Drops everything.
     pub fn clear(&mut self) {
         self.entries.clear();
-        self.sent = 0;
+        (self.sent, self.crc) = (0, 0);
     }
 
     pub fn pieces<'a>(&'a self, page: &'a [u8]) -> Pieces<'a> {
         Pieces { outbox: self, page, entry: 0, part: 0, skip: self.sent }
+    }
+
+    /// Writes what is to be sent next to `out` and returns how many bytes; `copy` writes data of
+    /// the command in a slot, from an offset on.
+    pub fn fill(
+        &self,
+        page: &[u8],
+        out: &mut [u8],
+        mut copy: impl FnMut(u16, u32, &mut [u8]),
+    ) -> usize {
+        let (mut at, mut skip, mut crc) = (0, self.sent, self.crc);
+        for entry in &self.entries {
+            for index in 0..PARTS {
+                let part = entry.part(index, page);
+                let skipped = skip.min(part.bytes());
+                skip -= skipped;
+                let len = (part.bytes() - skipped).min(out.len() - at);
+                let place = &mut out[at..at + len];
+                match part.skip(skipped) {
+                    Piece::Data { slot, offset, .. } if len > 0 => {
+                        copy(slot, offset, place);
+                        if entry.is_digest_open {
+                            crc = crc32c::crc32c_append(crc, place);
+                        }
+                    }
+                    Piece::Data { .. } => {}
+                    Piece::Bytes(_) if index == TRAILER && entry.is_digest_open => {
+                        let mut trailer = [0; STORED_BYTES];
+                        let whole = usize::from(entry.trailer_len);
+                        trailer[..whole].copy_from_slice(entry.trailer());
+                        trailer[..DIGEST_BYTES].copy_from_slice(&crc.to_le_bytes());
+                        place.copy_from_slice(&trailer[skipped..skipped + len]);
+                    }
+                    Piece::Bytes(bytes) => place.copy_from_slice(&bytes[..len]),
+                }
+                at += len;
+                if at == out.len() {
+                    return at;
+                }
+            }
+            crc = 0;
+        }
+        at
     }
 
     /// `bytes` more have left, of which some may end the first entry: then returns it and how
@@ -184,8 +282,26 @@ impl Outbox {
             return None;
         }
         *bytes -= total - self.sent;
-        self.sent = 0;
+        (self.sent, self.crc) = (0, 0);
         self.entries.pop_front()
+    }
+
+    /// As [`advance`](Self::advance), of bytes that [`fill`](Self::fill) wrote.
+    pub fn advance_copied(&mut self, bytes: &mut &[u8]) -> Option<Entry> {
+        let front = self.entries.front()?;
+        let (sent, total) = (self.sent, front.total_bytes());
+        if front.is_digest_open && sent + bytes.len() < total {
+            let data = front.payload_range();
+            let from = data.start.max(sent) - sent;
+            let to = data.end.min(sent + bytes.len()).saturating_sub(sent);
+            if from < to {
+                self.crc = crc32c::crc32c_append(self.crc, &bytes[from..to]);
+            }
+        }
+        let mut left = bytes.len();
+        let ended = self.advance(&mut left);
+        *bytes = &bytes[bytes.len() - left..];
+        ended
     }
 }
 
@@ -205,6 +321,7 @@ impl<'a> Iterator for Pieces<'a> {
     fn next(&mut self) -> Option<Piece<'a>> {
         loop {
             let entry = self.outbox.entries.get(self.entry)?;
+            assert!(!entry.is_digest_open, "data with a digest leaves by copy");
             let piece = entry.part(self.part, self.page);
             self.part += 1;
             if self.part == PARTS {
@@ -224,7 +341,7 @@ mod tests {
     use super::*;
     use crate::nvmf::StatusCode;
     use crate::nvmf::capsule::{Cqe, Sqe};
-    use crate::nvmf::pdu::{Init, Kind, LAST, Transfer};
+    use crate::nvmf::pdu::{Digests, Format, Init, Kind, LAST, Transfer};
 
     /// The stream that `outbox` would send, with `data[slot]` as the commands' data.
     fn stream(outbox: &Outbox, page: &[u8], data: &[Vec<u8>]) -> Vec<u8> {
@@ -240,29 +357,31 @@ mod tests {
         out
     }
 
+    fn fill(format: Format, page: &[u8]) -> Outbox {
+        let transfer = Transfer { cid: 1, tag: 0, offset: 50, len: 100 };
+        let cqe = Cqe { result: 0, sq_head: 0, sq_id: 1, cid: 1, status: StatusCode::SUCCESS };
+        let init = Init { version: 0, alignment: 0, digests: 0, limit: 8 };
+        let mut outbox = Outbox::new(4);
+        outbox.push(Entry::new(&Header::init(Kind::IcReq, init), Payload::None, None));
+        let header = Header::data(Kind::ControllerData, LAST, transfer, format);
+        let payload = Payload::Place { offset: 50, len: 100 };
+        let entry = Entry::new(&header, payload, Some(0));
+        outbox.push(entry.with_trailer(&Header::response(cqe, format)));
+        let header = Header::command(Sqe::new(1, 2, 3), 64, Format { alignment: 0, ..format });
+        outbox.push(Entry::from_page(&header, page, 0..64, None));
+        outbox
+    }
+
     #[test]
     fn the_stream_is_the_same_in_any_cut() {
         let data = vec![(0..200).collect::<Vec<u8>>()];
         let page = vec![9; 64];
-        let transfer = Transfer { cid: 1, tag: 0, offset: 50, len: 100 };
-        let cqe = Cqe { result: 0, sq_head: 0, sq_id: 1, cid: 1, status: StatusCode::SUCCESS };
-        let init = Init { version: 0, alignment: 0, digests: 0, limit: 8 };
-        let fill = || {
-            let mut outbox = Outbox::new(4);
-            outbox.push(Entry::new(&Header::init(Kind::IcReq, init), Payload::None, None));
-            let header = Header::data(Kind::ControllerData, LAST, transfer, 31);
-            let payload = Payload::Place { offset: 50, len: 100 };
-            let entry = Entry::new(&header, payload, Some(0));
-            outbox.push(entry.with_trailer(&Header::response(cqe)));
-            let header = Header::command(Sqe::new(1, 2, 3), 64, 0);
-            outbox.push(Entry::new(&header, Payload::Page { offset: 0, len: 64 }, None));
-            outbox
-        };
-        let whole = stream(&fill(), &page, &data);
-        assert_eq!(whole.len(), 128 + (128 + 100 + 24) + (72 + 64));
+        let format = Format { alignment: 31, digests: Digests { header: true, data: false } };
+        let whole = stream(&fill(format, &page), &page, &data);
+        assert_eq!(whole.len(), 128 + (128 + 100 + 28) + (76 + 64));
         assert_eq!(whole[128 + 128..][..100], data[0][50..150]);
         for cut in 1..whole.len() {
-            let mut outbox = fill();
+            let mut outbox = fill(format, &page);
             let (mut at, mut ended) = (0, Vec::new());
             while at < whole.len() {
                 assert_eq!(stream(&outbox, &page, &data), whole[at..]);
@@ -275,6 +394,42 @@ mod tests {
             }
             assert_eq!(ended, [None, Some(0), None]);
             assert!(outbox.is_empty());
+        }
+    }
+
+    /// What leaves in cuts of `cut` while the data changes after every copy.
+    fn copied(outbox: &mut Outbox, page: &[u8], cut: usize) -> (Vec<u8>, Vec<Option<u16>>) {
+        let (mut out, mut ended, mut fill_byte) = (Vec::new(), Vec::new(), 0_u8);
+        while !outbox.is_empty() {
+            let mut buffer = vec![0; cut + 7];
+            fill_byte = fill_byte.wrapping_add(1);
+            let filled = outbox.fill(page, &mut buffer, |slot, offset, place| {
+                assert!(slot == 0 && offset as usize + place.len() <= 150);
+                place.fill(fill_byte);
+            });
+            // The socket takes less than it was given.
+            let mut sent = &buffer[..filled.min(cut)];
+            out.extend_from_slice(sent);
+            while let Some(entry) = outbox.advance_copied(&mut sent) {
+                ended.push(entry.slot);
+            }
+            assert!(sent.is_empty());
+        }
+        (out, ended)
+    }
+
+    #[test]
+    fn a_data_digest_is_of_what_left() {
+        let page = vec![9; 64];
+        let format = Format { alignment: 31, digests: Digests::BOTH };
+        for cut in 1..700 {
+            let (out, ended) = copied(&mut fill(format, &page), &page, cut);
+            assert_eq!(ended, [None, Some(0), None]);
+            assert_eq!(out.len(), 128 + (128 + 104 + 28) + (76 + 68));
+            let data = &out[256..356];
+            assert_eq!(out[356..360], pdu::digest(data), "cut {cut}");
+            assert_eq!(out[360 + 24..388], pdu::digest(&out[360..384]));
+            assert_eq!(out[388 + 76 + 64..], pdu::digest(&page));
         }
     }
 }

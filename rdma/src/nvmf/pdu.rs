@@ -1,5 +1,6 @@
-//! NVMe/TCP PDU headers (TCP 3.6): parsed from and emitted to bytes, little-endian. Data behind a
-//! header is the engines' business. PDUs with digests are refused: none are ever agreed upon.
+//! NVMe/TCP PDU headers (TCP 3.6): parsed from and emitted to bytes, little-endian. A PDU is a
+//! header, its digest, padding, data, the data's digest; everything behind the header is the
+//! engines' business. Digests are CRC-32C, little-endian (TCP 3.3.1); flags say which there are.
 
 use super::Fault;
 use super::bytes::{put_u16, put_u32, u16_at, u32_at};
@@ -17,6 +18,9 @@ pub const SHORT_BYTES: usize = 24;
 pub const TERM_DATA_BYTES: usize = 128;
 /// The least MAXH2CDATA (TCP 3.6.2.3).
 pub const MIN_H2C_DATA_BYTES: u32 = 4096;
+
+/// Bytes of a digest.
+pub const DIGEST_BYTES: usize = 4;
 
 const HEADER_DIGEST: u8 = 1 << 0;
 const DATA_DIGEST: u8 = 1 << 1;
@@ -74,10 +78,66 @@ impl Kind {
         }
     }
 
+    /// Whether it carries digests once they are agreed upon.
+    pub fn has_digests(self) -> bool {
+        use Kind::{ControllerTerm, HostTerm, IcReq, IcResp};
+        !matches!(self, IcReq | IcResp | HostTerm | ControllerTerm)
+    }
+
     /// Whether hosts send it; otherwise controllers do.
     pub fn is_from_host(self) -> bool {
         matches!(self, Kind::IcReq | Kind::HostTerm | Kind::Command | Kind::HostData)
     }
+}
+
+/// Which digests a connection's PDUs carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digests {
+    /// Behind every header but those that initialize and end the connection.
+    pub header: bool,
+    /// Behind all data but what a TermReq repeats.
+    pub data: bool,
+}
+
+impl Digests {
+    /// No digests.
+    pub const NONE: Digests = Digests { header: false, data: false };
+    /// Both digests.
+    pub const BOTH: Digests = Digests { header: true, data: true };
+
+    /// From the bits of an initialization PDU.
+    pub fn from_bits(bits: u8) -> Digests {
+        Digests { header: bits & HEADER_DIGEST != 0, data: bits & DATA_DIGEST != 0 }
+    }
+
+    /// The bits of an initialization PDU.
+    pub fn bits(self) -> u8 {
+        u8::from(self.header) | u8::from(self.data) << 1
+    }
+
+    /// Whether everything that `other` has is here too.
+    pub fn contain(self, other: Digests) -> bool {
+        self.bits() & other.bits() == other.bits()
+    }
+}
+
+/// How the PDUs of one direction are laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Format {
+    /// Alignment of data that the receiver asked for: (n + 1) × 4 bytes, n ≤ 31.
+    pub alignment: u8,
+    /// The digests agreed upon.
+    pub digests: Digests,
+}
+
+impl Format {
+    /// Data follows its header at once, without digests.
+    pub const PLAIN: Format = Format { alignment: 0, digests: Digests::NONE };
+}
+
+/// The digest of `bytes`.
+pub fn digest(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+    crc32c::crc32c(bytes).to_le_bytes()
 }
 
 /// What all PDUs begin with.
@@ -94,7 +154,8 @@ pub struct Common {
 }
 
 impl Common {
-    /// Checks everything that can be wrong by itself: type, lengths, placement, digests.
+    /// Checks everything that can be wrong by itself: type, lengths, placement. Whether the digests
+    /// are those agreed upon says [`agrees_with`](Self::agrees_with).
     pub fn parse(bytes: &[u8; COMMON_BYTES]) -> Result<Common, Fault> {
         let kind = Kind::from_byte(bytes[0]).ok_or(Fault::PduType)?;
         let common =
@@ -103,7 +164,8 @@ impl Common {
         if usize::from(bytes[2]) != header_bytes {
             return Err(Fault::HeaderLength);
         }
-        let Some(rest) = common.pdu_bytes.checked_sub(header_bytes as u32) else {
+        let before_data = common.before_data_bytes();
+        let Some(rest) = common.pdu_bytes.checked_sub(before_data) else {
             return Err(Fault::PduLength);
         };
         match kind {
@@ -115,32 +177,64 @@ impl Common {
             }
             Kind::Command | Kind::HostData | Kind::ControllerData if rest != 0 => {
                 let offset = u32::from(common.data_offset);
-                let inside = offset >= header_bytes as u32 && offset <= common.pdu_bytes;
-                if !inside || !offset.is_multiple_of(4) {
+                let end = common.pdu_bytes - common.data_digest_bytes().min(rest);
+                if offset < before_data || offset > end || !offset.is_multiple_of(4) {
                     return Err(Fault::DataPlacement);
                 }
             }
             _ => {}
         }
-        let is_init = matches!(kind, Kind::IcReq | Kind::IcResp);
-        if !is_init && common.flags & (HEADER_DIGEST | DATA_DIGEST) != 0 {
+        let has_digests = common.flags & (HEADER_DIGEST | DATA_DIGEST) != 0;
+        let is_empty = common.data_bytes() == 0;
+        if has_digests && !kind.has_digests() || common.digests().data && is_empty {
             return Err(Fault::Digest);
         }
         Ok(common)
     }
 
-    /// Bytes of padding between header and data.
-    pub fn pad_bytes(&self) -> u32 {
-        self.pdu_bytes - self.kind.header_bytes() as u32 - self.data_bytes()
+    /// The digests that this PDU has.
+    pub fn digests(&self) -> Digests {
+        if self.kind.has_digests() { Digests::from_bits(self.flags) } else { Digests::NONE }
     }
 
-    /// Bytes behind header and padding.
+    /// Whether the digests are those that a connection agreed upon.
+    pub fn agrees_with(&self, digests: Digests) -> bool {
+        let Digests { header, data } = digests;
+        let has_data = data && self.data_bytes() > 0;
+        !self.kind.has_digests() || self.digests() == Digests { header, data: has_data }
+    }
+
+    /// Bytes of the header digest, 0 without.
+    pub fn header_digest_bytes(&self) -> u32 {
+        if self.digests().header { DIGEST_BYTES as u32 } else { 0 }
+    }
+
+    /// Bytes of the data digest, 0 without.
+    pub fn data_digest_bytes(&self) -> u32 {
+        if self.digests().data { DIGEST_BYTES as u32 } else { 0 }
+    }
+
+    /// Bytes of header and header digest.
+    fn before_data_bytes(&self) -> u32 {
+        self.kind.header_bytes() as u32 + self.header_digest_bytes()
+    }
+
+    /// Bytes of padding between header, or its digest, and data.
+    pub fn pad_bytes(&self) -> u32 {
+        let parts = self.before_data_bytes() + self.data_bytes() + self.data_digest_bytes();
+        self.pdu_bytes - parts
+    }
+
+    /// Bytes of data.
     pub fn data_bytes(&self) -> u32 {
-        let header_bytes = self.kind.header_bytes() as u32;
+        let before_data = self.before_data_bytes();
         match self.kind {
-            _ if self.pdu_bytes == header_bytes => 0,
-            Kind::HostTerm | Kind::ControllerTerm => self.pdu_bytes - header_bytes,
-            _ => self.pdu_bytes - u32::from(self.data_offset),
+            _ if self.pdu_bytes == before_data => 0,
+            Kind::HostTerm | Kind::ControllerTerm => self.pdu_bytes - before_data,
+            _ => {
+                let end = self.pdu_bytes - self.data_digest_bytes().min(self.pdu_bytes);
+                end.saturating_sub(u32::from(self.data_offset))
+            }
         }
     }
 }
@@ -272,51 +366,49 @@ impl Header {
 
     /// ICReq or ICResp.
     pub fn init(kind: Kind, init: Init) -> Header {
-        Header::without_data(kind, Body::Init(init))
+        Header::new(kind, 0, 0, Format::PLAIN, Body::Init(init))
     }
 
-    /// A command whose capsule carries `data_bytes` of data, aligned as the controller asked.
-    pub fn command(sqe: Sqe, data_bytes: u32, alignment: u8) -> Header {
-        Header::with_data(Kind::Command, 0, data_bytes, alignment, Body::Command(sqe))
+    /// A command whose capsule carries `data_bytes` of data.
+    pub fn command(sqe: Sqe, data_bytes: u32, format: Format) -> Header {
+        Header::new(Kind::Command, 0, data_bytes, format, Body::Command(sqe))
     }
 
     /// A response.
-    pub fn response(cqe: Cqe) -> Header {
-        Header::without_data(Kind::Response, Body::Response(cqe))
+    pub fn response(cqe: Cqe, format: Format) -> Header {
+        Header::new(Kind::Response, 0, 0, format, Body::Response(cqe))
     }
 
     /// A request for data.
-    pub fn r2t(transfer: Transfer) -> Header {
-        Header::without_data(Kind::R2t, Body::Transfer(transfer))
+    pub fn r2t(transfer: Transfer, format: Format) -> Header {
+        Header::new(Kind::R2t, 0, 0, format, Body::Transfer(transfer))
     }
 
-    /// A data PDU (`kind` tells the direction), aligned as its receiver asked.
-    pub fn data(kind: Kind, flags: u8, transfer: Transfer, alignment: u8) -> Header {
-        Header::with_data(kind, flags, transfer.len, alignment, Body::Transfer(transfer))
+    /// A data PDU; `kind` tells the direction.
+    pub fn data(kind: Kind, flags: u8, transfer: Transfer, format: Format) -> Header {
+        Header::new(kind, flags, transfer.len, format, Body::Transfer(transfer))
     }
 
     /// A termination request that repeats `data_bytes` of the offending header.
     pub fn term(kind: Kind, status: u16, field: u32, data_bytes: u32) -> Header {
-        let mut header = Header::without_data(kind, Body::Term { status, field });
+        let mut header = Header::new(kind, 0, 0, Format::PLAIN, Body::Term { status, field });
         header.common.pdu_bytes += data_bytes;
         header
     }
 
-    fn without_data(kind: Kind, body: Body) -> Header {
-        let pdu_bytes = kind.header_bytes() as u32;
-        Header { common: Common { kind, flags: 0, data_offset: 0, pdu_bytes }, body }
-    }
-
-    fn with_data(kind: Kind, flags: u8, data_bytes: u32, alignment: u8, body: Body) -> Header {
-        let mut header = Header::without_data(kind, body);
-        header.common.flags = flags;
+    fn new(kind: Kind, flags: u8, data_bytes: u32, format: Format, body: Body) -> Header {
+        let Format { alignment, digests: Digests { header, data } } = format;
+        let digests = Digests { header, data: data && data_bytes > 0 };
+        let flags = flags | digests.bits();
+        let mut common = Common { kind, flags, data_offset: 0, pdu_bytes: 0 };
+        common.pdu_bytes = common.before_data_bytes();
         if data_bytes > 0 {
-            let unit = (usize::from(alignment) + 1) * 4;
-            let offset = kind.header_bytes().next_multiple_of(unit);
-            header.common.data_offset = offset as u8;
-            header.common.pdu_bytes = offset as u32 + data_bytes;
+            let unit = (u32::from(alignment) + 1) * 4;
+            let offset = common.pdu_bytes.next_multiple_of(unit);
+            common.data_offset = offset as u8;
+            common.pdu_bytes = offset + data_bytes + common.data_digest_bytes();
         }
-        header
+        Header { common, body }
     }
 }
 
@@ -340,8 +432,10 @@ mod tests {
     fn check(bytes: &[u8]) -> Result<Header, Fault> {
         let header = Header::parse(bytes)?;
         assert_eq!(Header::parse(&bytes_of(&header)), Ok(header));
+        let Common { pdu_bytes, .. } = header.common;
         let parts = header.common.pad_bytes() + header.common.data_bytes();
-        assert_eq!(parts as usize + bytes.len(), header.common.pdu_bytes as usize);
+        let digests = header.common.header_digest_bytes() + header.common.data_digest_bytes();
+        assert_eq!(parts + digests + bytes.len() as u32, pdu_bytes);
         Ok(header)
     }
 
@@ -351,16 +445,27 @@ mod tests {
         let cqe =
             Cqe { result: 1, sq_head: 2, sq_id: 3, cid: 4, status: crate::nvmf::StatusCode(5) };
         let init = Init { version: 0, alignment: 31, digests: 3, limit: 1 << 20 };
+        let plain = Format::PLAIN;
+        let wide = Format { alignment: 31, digests: Digests::NONE };
+        let both = Format { alignment: 0, digests: Digests::BOTH };
+        let wide_both = Format { alignment: 31, digests: Digests::BOTH };
+        let only = Format { alignment: 0, digests: Digests { header: false, data: true } };
         for (header, data, pad) in [
             (Header::init(Kind::IcReq, init), 0, 0),
             (Header::init(Kind::IcResp, init), 0, 0),
-            (Header::command(Sqe::new(1, 2, 3), 0, 31), 0, 0),
-            (Header::command(Sqe::new(1, 2, 3), 512, 0), 512, 0),
-            (Header::command(Sqe::new(1, 2, 3), 512, 31), 512, 56),
-            (Header::response(cqe), 0, 0),
-            (Header::r2t(transfer), 0, 0),
-            (Header::data(Kind::HostData, LAST, transfer, 0), 4096, 0),
-            (Header::data(Kind::ControllerData, LAST | SUCCESS, transfer, 31), 4096, 104),
+            (Header::command(Sqe::new(1, 2, 3), 0, wide), 0, 0),
+            (Header::command(Sqe::new(1, 2, 3), 512, plain), 512, 0),
+            (Header::command(Sqe::new(1, 2, 3), 512, wide), 512, 56),
+            (Header::command(Sqe::new(1, 2, 3), 512, wide_both), 512, 52),
+            (Header::command(Sqe::new(1, 2, 3), 512, both), 512, 0),
+            (Header::command(Sqe::new(1, 2, 3), 0, both), 0, 0),
+            (Header::response(cqe, both), 0, 0),
+            (Header::r2t(transfer, both), 0, 0),
+            (Header::data(Kind::HostData, LAST, transfer, only), 4096, 0),
+            (Header::response(cqe, plain), 0, 0),
+            (Header::r2t(transfer, plain), 0, 0),
+            (Header::data(Kind::HostData, LAST, transfer, plain), 4096, 0),
+            (Header::data(Kind::ControllerData, LAST | SUCCESS, transfer, wide), 4096, 104),
             (Header::term(Kind::HostTerm, 1, 2, 24), 24, 0),
             (Header::term(Kind::ControllerTerm, 1, 0x0102_0304, 128), 128, 0),
         ] {
@@ -372,7 +477,7 @@ mod tests {
     #[test]
     fn each_wrong_field_has_its_name() {
         let transfer = Transfer { cid: 1, tag: 2, offset: 0, len: 512 };
-        let good = bytes_of(&Header::data(Kind::HostData, LAST, transfer, 0));
+        let good = bytes_of(&Header::data(Kind::HostData, LAST, transfer, Format::PLAIN));
         let with = |at: usize, value: u8| {
             let mut bytes = good.clone();
             bytes[at] = value;
@@ -381,8 +486,9 @@ mod tests {
         assert!(check(&good).is_ok());
         assert_eq!(with(0, 8), Err(Fault::PduType));
         assert_eq!(with(0, 10), Err(Fault::PduType));
-        assert_eq!(with(1, HEADER_DIGEST), Err(Fault::Digest));
-        assert_eq!(with(1, DATA_DIGEST), Err(Fault::Digest));
+        // A flag without the digest's four bytes.
+        assert_eq!(with(1, LAST | HEADER_DIGEST), Err(Fault::DataPlacement));
+        assert_eq!(with(1, LAST | DATA_DIGEST), Err(Fault::PduLength));
         assert_eq!(with(2, 23), Err(Fault::HeaderLength));
         assert_eq!(with(3, 20), Err(Fault::DataPlacement));
         assert_eq!(with(3, 26), Err(Fault::DataPlacement));
@@ -396,6 +502,28 @@ mod tests {
             let term = bytes_of(&Header::term(Kind::HostTerm, 1, 2, rest));
             assert_eq!(check(&term).err(), fault);
         }
+    }
+
+    #[test]
+    fn digests_stand_where_they_may_and_agree_or_do_not() {
+        let mut init = bytes_of(&Header::term(Kind::HostTerm, 1, 2, 0));
+        init[1] = HEADER_DIGEST;
+        assert_eq!(check(&init), Err(Fault::Digest));
+        let both = Format { alignment: 0, digests: Digests::BOTH };
+        let with_data = Header::command(Sqe::new(1, 2, 3), 8, both).common;
+        let without = Header::command(Sqe::new(1, 2, 3), 0, both).common;
+        assert!(with_data.agrees_with(Digests::BOTH) && without.agrees_with(Digests::BOTH));
+        let header = Digests { header: true, data: false };
+        assert!(!with_data.agrees_with(header) && without.agrees_with(header));
+        assert!(!without.agrees_with(Digests::NONE));
+        assert!(Header::term(Kind::HostTerm, 1, 2, 0).common.agrees_with(Digests::BOTH));
+        // A data digest without data.
+        let mut bytes = bytes_of(&Header::command(Sqe::new(1, 2, 3), 0, Format::PLAIN));
+        bytes[1] = DATA_DIGEST;
+        assert_eq!(check(&bytes), Err(Fault::Digest));
+        (bytes[3], bytes[4]) = (72, 76);
+        assert_eq!(check(&bytes), Err(Fault::Digest));
+        assert_eq!(digest(b"123456789"), 0xe306_9283_u32.to_le_bytes());
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use crate::ends::{Host, names};
 use outboard_rdma::nvmf::capsule::{Cqe, StatusCode};
 use outboard_rdma::nvmf::initiator::{MAX_DEPTH, QueueConfig, Request, State};
-use outboard_rdma::nvmf::pdu::{self, Body, Common, Header, Init, Kind, Transfer};
-use outboard_rdma::nvmf::{Fault, Op};
+use outboard_rdma::nvmf::pdu::{self, Body, Common, Format, Header, Init, Kind, Transfer};
+use outboard_rdma::nvmf::{Digests, Fault, Op};
 
 fn bytes_of(header: &Header) -> Vec<u8> {
     let mut out = [0; pdu::MAX_HEADER_BYTES];
@@ -34,6 +34,7 @@ fn config(depth: u16) -> QueueConfig {
         keep_alive_ms: 0,
         in_capsule_bytes: 4096,
         nsid: 1,
+        digests: Digests::NONE,
         names: names(1),
     }
 }
@@ -41,7 +42,10 @@ fn config(depth: u16) -> QueueConfig {
 const INIT: Init = Init { version: 0, alignment: 0, digests: 0, limit: 4096 };
 
 fn response(cid: u16, status: StatusCode) -> Vec<u8> {
-    bytes_of(&Header::response(Cqe { result: 1, sq_head: 0xffff, sq_id: 1, cid, status }))
+    bytes_of(&Header::response(
+        Cqe { result: 1, sq_head: 0xffff, sq_id: 1, cid, status },
+        Format::PLAIN,
+    ))
 }
 
 fn ready(depth: u16) -> Host {
@@ -67,13 +71,13 @@ fn busy() -> (Host, u16, u16) {
 
 fn data(cid: u16, offset: u32, len: u32, flags: u8) -> Vec<u8> {
     let transfer = Transfer { cid, tag: 0, offset, len };
-    let mut bytes = bytes_of(&Header::data(Kind::ControllerData, flags, transfer, 0));
+    let mut bytes = bytes_of(&Header::data(Kind::ControllerData, flags, transfer, Format::PLAIN));
     bytes.resize(bytes.len() + len as usize, 5);
     bytes
 }
 
 fn r2t(cid: u16, offset: u32, len: u32) -> Vec<u8> {
-    bytes_of(&Header::r2t(Transfer { cid, tag: 3, offset, len }))
+    bytes_of(&Header::r2t(Transfer { cid, tag: 3, offset, len }, Format::PLAIN))
 }
 
 #[test]

@@ -4,7 +4,7 @@ use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::identify::{Identity, Namespace};
 use outboard_rdma::nvmf::initiator::{Ended, Queue, QueueConfig, Request};
 use outboard_rdma::nvmf::target::{Command, IN_CAPSULE_BYTES, Limits, Subsystem, Target, Waiting};
-use outboard_rdma::nvmf::{Fault, Nqn, Op, Piece, StatusCode, Want};
+use outboard_rdma::nvmf::{Digests, Fault, Nqn, Op, Piece, StatusCode, Want};
 use std::collections::BTreeMap;
 
 pub const NQN: &str = "nqn.2025-01.io.test:golden";
@@ -51,6 +51,7 @@ pub fn admin_config() -> QueueConfig {
         keep_alive_ms: 5000,
         in_capsule_bytes: 0,
         nsid: 0,
+        digests: Digests::NONE,
         names: names(ANY_CONTROLLER),
     }
 }
@@ -97,6 +98,15 @@ impl Host {
     }
 
     pub fn transmit(&mut self, limit: usize) -> Vec<u8> {
+        if self.queue.has_data_digest() {
+            let mut bytes = vec![0; limit.min(1 << 20)];
+            let filled = self.queue.fill(&mut bytes, |slot, offset, place| {
+                place.copy_from_slice(&self.data[&slot][offset as usize..][..place.len()]);
+            });
+            bytes.truncate(filled);
+            self.queue.sent_copy(&bytes);
+            return bytes;
+        }
         let bytes = collect(self.queue.pieces(), limit, |slot| &self.data[&slot]);
         self.queue.sent(bytes.len());
         bytes
@@ -114,7 +124,11 @@ impl Host {
                     let n = bytes.len().min(len as usize);
                     let place = self.data.get_mut(&slot).unwrap();
                     place[offset as usize..offset as usize + n].copy_from_slice(&bytes[..n]);
-                    self.queue.placed(n as u32)?;
+                    if self.queue.has_data_digest() {
+                        self.queue.placed_copy(&bytes[..n])?;
+                    } else {
+                        self.queue.placed(n as u32)?;
+                    }
                     bytes = &bytes[n..];
                 }
                 Want::Nothing => unreachable!("an initiator always takes bytes until it fails"),
@@ -184,7 +198,11 @@ impl Controller {
                     let n = rest.len().min(len as usize);
                     let place = self.data.get_mut(&slot).unwrap();
                     place[offset as usize..offset as usize + n].copy_from_slice(&rest[..n]);
-                    self.target.placed(n as u32, subsystem);
+                    if self.target.has_data_digest() {
+                        self.target.placed_copy(&rest[..n], subsystem);
+                    } else {
+                        self.target.placed(n as u32, subsystem);
+                    }
                     rest = &rest[n..];
                 }
                 Want::Nothing => {
@@ -211,6 +229,18 @@ impl Controller {
     }
 
     pub fn transmit(&mut self, limit: usize) -> Vec<u8> {
+        if self.target.has_data_digest() {
+            let mut bytes = vec![0; limit.min(1 << 20)];
+            let filled = self.target.fill(&mut bytes, |slot, offset, place| {
+                place.copy_from_slice(&self.data[&slot][offset as usize..][..place.len()]);
+            });
+            bytes.truncate(filled);
+            let data = &mut self.data;
+            self.target.sent_copy(&bytes, |slot| {
+                data.remove(&slot);
+            });
+            return bytes;
+        }
         let bytes = collect(self.target.pieces(), limit, |slot| &self.data[&slot]);
         let data = &mut self.data;
         self.target.sent(bytes.len(), |slot| {

@@ -4,7 +4,7 @@ use crate::ends::{Controller, Host, Random, admin_config, names, namespace, subs
 use outboard_rdma::nvmf::capsule::{Sqe, admin};
 use outboard_rdma::nvmf::initiator::{Found, Progress, QueueConfig, Request, Setup, State};
 use outboard_rdma::nvmf::target::{Limits, Subsystem};
-use outboard_rdma::nvmf::{Op, StatusCode};
+use outboard_rdma::nvmf::{Digests, Op, StatusCode};
 
 const BLOCKS: u64 = 4096;
 
@@ -37,6 +37,7 @@ pub fn io_config(found: &Found, queue: u16, depth: u16, in_capsule_bytes: u32) -
         keep_alive_ms: 0,
         in_capsule_bytes,
         nsid: 1,
+        digests: Digests::NONE,
         names: names(found.controller),
     }
 }
@@ -64,6 +65,7 @@ struct Run {
     seed: u64,
     depth: u16,
     in_capsule_bytes: u32,
+    digests: Digests,
     limits: Limits,
     /// Bytes of data that the target has room for.
     room: usize,
@@ -170,9 +172,12 @@ impl Fight {
 
 fn fight(run: &Run) {
     let mut subsystem = subsystem(BLOCKS, run.limits);
-    let mut admin = (Host::new(admin_config()), Controller::new(run.limits.depth, 0));
+    let digests = run.digests;
+    let config = QueueConfig { digests, ..admin_config() };
+    let mut admin = (Host::new(config), Controller::new(run.limits.depth, 0));
     let found = set_up(&mut admin.0, &mut admin.1, &mut subsystem);
     let config = io_config(&found, 1, run.depth, run.in_capsule_bytes);
+    let config = QueueConfig { digests, ..config };
     let mut host = Host::new(config);
     let mut end = Controller::new(run.limits.depth, run.room);
     settle(&mut host, &mut end, &mut subsystem);
@@ -218,6 +223,8 @@ fn thousands_of_ios_read_what_was_written() {
         (7, 128, 8192, small(128 << 10, 8192), 4 << 20),
         (8, 128, 8192, Limits { transfer_bytes: 4096, ..Limits::DEFAULT }, 16 << 10),
     ] {
-        fight(&Run { seed, depth, in_capsule_bytes, limits, room, ios: 400 });
+        // Every kind, in turn; the last one has both.
+        let digests = Digests::from_bits(((seed + 3) % 4) as u8);
+        fight(&Run { seed, depth, in_capsule_bytes, digests, limits, room, ios: 400 });
     }
 }

@@ -9,7 +9,7 @@ use outboard_rdma::nvmf::fabrics::{
     property_set,
 };
 use outboard_rdma::nvmf::identify::cns;
-use outboard_rdma::nvmf::pdu::{self, Body, Common, Header, Init, Kind, Transfer};
+use outboard_rdma::nvmf::pdu::{self, Body, Common, Format, Header, Init, Kind, Transfer};
 use outboard_rdma::nvmf::target::{IN_CAPSULE_BYTES, Limits, MAX_IO_QUEUES, Subsystem};
 use outboard_rdma::nvmf::{Fault, Nqn};
 
@@ -27,7 +27,7 @@ impl Raw {
     fn new(subsystem: &mut Subsystem) -> Raw {
         let end = Controller::new(DEPTH, 1 << 20);
         let mut raw = Raw { end, disk: vec![0; BLOCKS as usize * 512] };
-        let init = Init { version: 0, alignment: 0, digests: 3, limit: 0 };
+        let init = Init { version: 0, alignment: 0, digests: 0, limit: 0 };
         let answer = raw.send(&Header::init(Kind::IcReq, init), &[], subsystem);
         let Body::Init(agreed) = answer[0].0.body else { panic!("{answer:?}") };
         assert_eq!((agreed.digests, agreed.limit), (0, LIMITS.h2c_bytes));
@@ -47,7 +47,7 @@ impl Raw {
     }
 
     fn command(&mut self, sqe: Sqe, data: &[u8], subsystem: &mut Subsystem) -> Cqe {
-        let header = Header::command(sqe, data.len() as u32, 0);
+        let header = Header::command(sqe, data.len() as u32, Format::PLAIN);
         let answers = self.send(&header, data, subsystem);
         match answers.last() {
             Some((Header { body: Body::Response(cqe), .. }, _)) => *cqe,
@@ -256,7 +256,7 @@ fn async_events_are_held_up_to_the_limit() {
     let mut subsystem = subsystem(BLOCKS, LIMITS);
     let (mut raw, _) = ready(&mut subsystem, 1);
     for cid in 0..4 {
-        let header = Header::command(Sqe::new(admin::ASYNC_EVENT, cid, 0), 0, 0);
+        let header = Header::command(Sqe::new(admin::ASYNC_EVENT, cid, 0), 0, Format::PLAIN);
         assert!(raw.send(&header, &[], &mut subsystem).is_empty());
     }
     let cqe = raw.command(Sqe::new(admin::ASYNC_EVENT, 4, 0), &[], &mut subsystem);
@@ -328,7 +328,7 @@ fn data_in_the_capsule_of_a_bad_command_is_passed_over() {
     assert_eq!(raw.disk[..8192], [5; 8192]);
     // One block more than a capsule may carry ends the connection.
     let sqe = in_capsule(0, 17, 0);
-    let header = Header::command(sqe, IN_CAPSULE_BYTES + 512, 0);
+    let header = Header::command(sqe, IN_CAPSULE_BYTES + 512, Format::PLAIN);
     raw.send(&header, &[0; 8704], &mut subsystem);
     assert_eq!(raw.end.target.fault(), Some(Fault::DataLimit));
 }
@@ -350,7 +350,7 @@ fn a_read_only_namespace_refuses_writes() {
 /// Leaves commands running, so that the queue fills.
 fn hold(raw: &mut Raw, cid: u16, subsystem: &mut Subsystem) -> Result<(), Fault> {
     let mut bytes = [0; pdu::MAX_HEADER_BYTES];
-    let len = Header::command(range(nvm::READ, cid, 0, 1), 0, 0).emit(&mut bytes);
+    let len = Header::command(range(nvm::READ, cid, 0, 1), 0, Format::PLAIN).emit(&mut bytes);
     raw.end.receive(0, &bytes[..len], subsystem)
 }
 
@@ -380,7 +380,7 @@ fn an_identifier_in_use_is_a_conflict() {
 
 /// Starts a write of 8192 bytes by R2T and returns what was asked for.
 fn asked(raw: &mut Raw, subsystem: &mut Subsystem) -> Transfer {
-    let header = Header::command(range(nvm::WRITE, 5, 0, 16), 0, 0);
+    let header = Header::command(range(nvm::WRITE, 5, 0, 16), 0, Format::PLAIN);
     let answers = raw.send(&header, &[], subsystem);
     match answers[..] {
         [(Header { body: Body::Transfer(transfer), .. }, _)] => transfer,
@@ -396,7 +396,7 @@ fn data_that_was_not_asked_for_ends_the_connection_by_name() {
         let mut transfer = asked(&mut raw, &mut subsystem);
         assert_eq!((transfer.offset, transfer.len), (0, 8192));
         change(&mut transfer);
-        let header = Header::data(Kind::HostData, pdu::LAST, transfer, 0);
+        let header = Header::data(Kind::HostData, pdu::LAST, transfer, Format::PLAIN);
         let data = vec![1; transfer.len as usize];
         let answers = raw.send(&header, &data, &mut subsystem);
         let term = match answers[..] {
@@ -428,7 +428,7 @@ fn pdus_out_of_turn_end_the_connection() {
     raw.send(&twice, &[], &mut subsystem);
     assert_eq!(raw.end.target.fault(), Some(Fault::PduSequence));
 
-    let command = Header::command(range(nvm::READ, 1, 0, 1), 0, 0);
+    let command = Header::command(range(nvm::READ, 1, 0, 1), 0, Format::PLAIN);
     for (header, fault) in [
         (command, Fault::PduSequence),
         (Header::init(Kind::IcReq, Init { version: 1, ..init }), Fault::Version),
@@ -463,7 +463,7 @@ fn data_is_aligned_as_the_host_asked() {
     raw.send(&Header::init(Kind::IcReq, init), &[], &mut subsystem);
     let quiet = Connect { no_flow_control: true, ..connect(1, DEPTH) };
     assert!(raw.connect(quiet, &names(id), &mut subsystem).status.is_success());
-    let header = Header::command(range(nvm::READ, 9, 0, 2), 0, 0);
+    let header = Header::command(range(nvm::READ, 9, 0, 2), 0, Format::PLAIN);
     let answers = raw.send(&header, &[], &mut subsystem);
     let (header, data) = &answers[0];
     assert_eq!((header.common.data_offset, header.common.flags), (128, pdu::LAST | pdu::SUCCESS));

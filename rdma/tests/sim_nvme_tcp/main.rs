@@ -18,7 +18,7 @@ use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::identify::{Identity, Namespace};
 use outboard_rdma::nvmf::initiator::{Found, Progress, QueueConfig, Request, Setup, State};
 use outboard_rdma::nvmf::target::Limits;
-use outboard_rdma::nvmf::{Nqn, Op};
+use outboard_rdma::nvmf::{Digests, Nqn, Op};
 use outboard_sim::{Rng, for_each_seed};
 use server::{NQN, Server};
 use wire::Wire;
@@ -190,6 +190,7 @@ impl World {
             keep_alive_ms: if queue == 0 { KEEP_ALIVE_MS } else { 0 },
             in_capsule_bytes: in_capsule,
             nsid: 1,
+            digests: Digests::NONE,
             names: ConnectData {
                 host_id: [0x11; 16],
                 controller,

@@ -57,6 +57,8 @@ pub(super) struct Connection {
     /// Commands that the volume has, or that wait for it.
     running: u16,
     staging: Box<[u8]>,
+    /// What is sent by copy, where data digests were agreed upon.
+    outgoing: Box<[u8]>,
     /// What of the staging buffer was received and not taken yet.
     staged: Range<usize>,
     interest: Interest,
@@ -79,6 +81,7 @@ impl Connection {
             target,
             running: 0,
             staging: vec![0; STAGING_BYTES].into(),
+            outgoing: vec![0; STAGING_BYTES].into(),
             staged: 0..0,
             interest: Interest::INPUT,
             active_ns: 0,
@@ -204,8 +207,7 @@ impl Connection {
         let Some(socket) = &self.socket else { return Ok(None) };
         let (received, placed) = match self.target.wants() {
             Want::Nothing => return Ok(None),
-            Want::Engine => (socket::receive(socket.as_fd(), &mut self.staging), 0),
-            Want::Data { slot, offset, len } => {
+            Want::Data { slot, offset, len } if !self.target.has_data_digest() => {
                 let frames = &self.slots[usize::from(slot)].frames;
                 let mut scatter = Scatter::new();
                 for segment in &pool.segments(frames, offset, len) {
@@ -215,6 +217,10 @@ impl Connection {
                 let received = scatter.receive(socket.as_fd());
                 let placed = received.as_ref().map_or(0, |bytes| *bytes).min(len as usize);
                 (received, placed)
+            }
+            // With digests the engine is shown the data before it goes to its place.
+            Want::Engine | Want::Data { .. } => {
+                (socket::receive(socket.as_fd(), &mut self.staging), 0)
             }
         };
         match received {
@@ -257,7 +263,7 @@ impl Connection {
                         segment.copy_from(0, &bytes[at..at + segment.len()]);
                         at += segment.len();
                     }
-                    self.target.placed(count as u32, subsystem);
+                    self.target.placed_copy(&bytes[..count], subsystem);
                     self.staged.start += count;
                 }
             }
@@ -316,6 +322,9 @@ impl Connection {
     /// Sends what the socket takes, and whether it took something; slots that end with it give
     /// their memory back.
     pub fn send(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<bool, End> {
+        if self.target.has_data_digest() {
+            return self.send_copied(now_ns, pool, index);
+        }
         let Some(socket) = &self.socket else { return Ok(false) };
         let mut has_sent = false;
         for _ in 0..CALLS {
@@ -351,6 +360,48 @@ impl Connection {
             }
         }
         Ok(has_sent)
+    }
+
+    /// As [`send`](Self::send), a copy of the data, which its digests are made of.
+    fn send_copied(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<bool, End> {
+        let Some(socket) = &self.socket else { return Ok(false) };
+        let slots = &mut self.slots;
+        let mut has_sent = false;
+        for _ in 0..CALLS {
+            if !self.target.has_output() {
+                break;
+            }
+            let filled = self.target.fill(&mut self.outgoing, |slot, offset, place| {
+                let frames = &slots[usize::from(slot)].frames;
+                let mut at = 0;
+                for segment in &pool.segments(frames, offset, place.len() as u32) {
+                    segment.copy_to(0, &mut place[at..at + segment.len()]);
+                    at += segment.len();
+                }
+            });
+            let mut gather = Gather::new();
+            gather.push(&self.outgoing[..filled]);
+            match gather.send(socket.as_fd()) {
+                Ok(sent) => {
+                    has_sent = true;
+                    self.target.sent_copy(&self.outgoing[..sent], |slot| {
+                        let slot = &mut slots[usize::from(slot)];
+                        pool.give(index, &mut slot.frames, slot.is_asked);
+                    });
+                }
+                Err(error) if is_transient(&error) => break,
+                Err(_) => return Err(End::Socket),
+            }
+        }
+        if has_sent && self.target.is_connected() {
+            self.active_ns = now_ns;
+        }
+        Ok(has_sent)
+    }
+
+    /// Data received that did not match its digest since this was asked last.
+    pub fn take_digest_errors(&mut self) -> u32 {
+        self.target.take_digest_errors()
     }
 
     /// Keeps epoll to what the connection can go on with, so that nobody is woken in vain.

@@ -79,6 +79,8 @@ pub struct ExportCounters {
     pub flushes: Counter,
     /// Controllers whose hosts fell silent.
     pub expired: Counter,
+    /// Data received that did not match its digest; its command failed.
+    pub digest_errors: Counter,
     ends: [Counter; End::ALL.len()],
     faults: [Counter; Fault::ALL.len()],
     statuses: [Counter; Status::ALL.len()],
@@ -96,6 +98,7 @@ impl Default for ExportCounters {
             writes: Counter::default(),
             flushes: Counter::default(),
             expired: Counter::default(),
+            digest_errors: Counter::default(),
             ends: std::array::from_fn(|_| Counter::default()),
             faults: std::array::from_fn(|_| Counter::default()),
             statuses: std::array::from_fn(|_| Counter::default()),
@@ -141,7 +144,8 @@ impl ExportCounters {
         let failed = failed.map(|status| (status.name(), self.statuses[*status as usize].get()));
         let expired = std::iter::once(("keep_alive_expired", self.expired.get()));
         let turned_away = ("connection_turned_away", self.turned_away.get());
-        let others = expired.chain(std::iter::once(turned_away));
+        let digests = ("data_digest", self.digest_errors.get());
+        let others = expired.chain([turned_away, digests]);
         faults.chain(ends).chain(failed).chain(others).filter(|(_, count)| *count > 0)
     }
 }

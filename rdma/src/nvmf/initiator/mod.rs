@@ -12,10 +12,11 @@ pub use setup::{Found, Progress, Setup, SetupError};
 
 use super::assembly::Assembly;
 use super::capsule::{Sgl, Sqe, StatusCode, nvm};
+use super::digest::Check;
 use super::fabrics::{CONNECT_BYTES, Connect, ConnectData};
 use super::identify::IDENTIFY_BYTES;
 use super::outbox::{Entry, Outbox, Payload, Pieces};
-use super::pdu::{self, Body, Header, Init, Kind, TERM_DATA_BYTES, Transfer};
+use super::pdu::{self, Body, Digests, Format, Header, Init, Kind, TERM_DATA_BYTES, Transfer};
 use super::{Fault, Full, Op, Want};
 use std::collections::VecDeque;
 
@@ -35,6 +36,8 @@ pub struct QueueConfig {
     pub in_capsule_bytes: u32,
     /// Namespace of the I/O commands.
     pub nsid: u32,
+    /// Digests to ask for; a target that does not agree to them is not used.
+    pub digests: Digests,
     /// Who connects to what.
     pub names: ConnectData,
 }
@@ -106,6 +109,8 @@ struct Slot {
     transfer: Option<Transfer>,
     /// A PDU of this command is in the outbox: its memory is in use.
     sending: bool,
+    /// Data of it did not match its digest.
+    is_corrupt: bool,
     /// The command has ended; told once nothing of it is being sent.
     end: Option<ControlEnd>,
 }
@@ -121,6 +126,11 @@ enum Incoming {
         left: u32,
         flags: u8,
     },
+    /// The digest of a slot's data.
+    Digest {
+        slot: u16,
+        flags: u8,
+    },
 }
 
 /// The host's end of one queue.
@@ -129,11 +139,13 @@ pub struct Queue {
     config: QueueConfig,
     state: State,
     is_initialized: bool,
-    /// Alignment of data that the controller asked for (CPDA).
-    alignment: u8,
+    /// Alignment of data that the controller asked for (CPDA), and digests.
+    format: Format,
     max_h2c_bytes: u32,
     assembly: Assembly,
     incoming: Incoming,
+    check: Check,
+    digest_errors: u32,
     outbox: Outbox,
     slots: Box<[Slot]>,
     free: Vec<u16>,
@@ -161,15 +173,18 @@ impl Queue {
             moved: 0,
             transfer: None,
             sending: false,
+            is_corrupt: false,
             end: None,
         };
         let mut queue = Queue {
             state: State::Connecting,
             is_initialized: false,
-            alignment: 0,
+            format: Format::PLAIN,
             max_h2c_bytes: 0,
             assembly: Assembly::new(),
             incoming: Incoming::Header,
+            check: Check::default(),
+            digest_errors: 0,
             // One PDU per slot, the ICReq, a TermReq.
             outbox: Outbox::new(slots + 2),
             slots: vec![slot; slots].into_boxed_slice(),
@@ -179,7 +194,8 @@ impl Queue {
             page: vec![0; IDENTIFY_BYTES + TERM_DATA_BYTES].into_boxed_slice(),
             config,
         };
-        let init = Init { version: 0, alignment: 0, digests: 0, limit: 0 };
+        let digests = queue.config.digests.bits();
+        let init = Init { version: 0, alignment: 0, digests, limit: 0 };
         queue.outbox.push(Entry::new(&Header::init(Kind::IcReq, init), Payload::None, None));
         queue
     }
@@ -268,14 +284,43 @@ impl Queue {
     /// `bytes` of the pieces have been sent.
     pub fn sent(&mut self, mut bytes: usize) {
         while let Some(entry) = self.outbox.advance(&mut bytes) {
-            let Some(slot) = entry.slot else { continue };
-            let state = &mut self.slots[usize::from(slot)];
-            state.sending = false;
-            if state.end.is_some() {
-                self.end(slot);
-            } else if let Some(transfer) = state.transfer.take() {
-                self.send_data(slot, transfer);
-            }
+            self.left(&entry);
+        }
+    }
+
+    /// Whether data passes by the engine: to be sent with [`fill`](Self::fill) and
+    /// [`sent_copy`](Self::sent_copy), received with [`placed_copy`](Self::placed_copy).
+    #[inline]
+    pub fn has_data_digest(&self) -> bool {
+        self.format.digests.data
+    }
+
+    /// Writes what is to be sent to `out` and returns how many bytes; `copy` writes data of a
+    /// slot, from an offset on.
+    pub fn fill(&self, out: &mut [u8], copy: impl FnMut(u16, u32, &mut [u8])) -> usize {
+        self.outbox.fill(&self.page, out, copy)
+    }
+
+    /// As [`sent`](Self::sent), of `bytes` that [`fill`](Self::fill) wrote.
+    pub fn sent_copy(&mut self, mut bytes: &[u8]) {
+        while let Some(entry) = self.outbox.advance_copied(&mut bytes) {
+            self.left(&entry);
+        }
+    }
+
+    /// Data that did not match its digest since this was asked last; each time a command failed.
+    pub fn take_digest_errors(&mut self) -> u32 {
+        std::mem::take(&mut self.digest_errors)
+    }
+
+    fn left(&mut self, entry: &Entry) {
+        let Some(slot) = entry.slot else { return };
+        let state = &mut self.slots[usize::from(slot)];
+        state.sending = false;
+        if state.end.is_some() {
+            self.end(slot);
+        } else if let Some(transfer) = state.transfer.take() {
+            self.send_data(slot, transfer);
         }
     }
 
@@ -308,7 +353,23 @@ impl Queue {
     }
 
     /// `bytes` of the data that [`wants`](Self::wants) named are in place.
+    ///
+    /// # Panics
+    /// When data digests were agreed upon: use [`placed_copy`](Self::placed_copy).
     pub fn placed(&mut self, bytes: u32) -> Result<(), Fault> {
+        assert!(!self.has_data_digest(), "data with a digest is shown");
+        self.advance(bytes).inspect_err(|fault| self.fail(*fault))
+    }
+
+    /// The data that [`wants`](Self::wants) named began with `data`, which is in place.
+    pub fn placed_copy(&mut self, data: &[u8]) -> Result<(), Fault> {
+        if self.has_data_digest() {
+            self.check.data(data);
+        }
+        self.advance(data.len() as u32).inspect_err(|fault| self.fail(*fault))
+    }
+
+    fn advance(&mut self, bytes: u32) -> Result<(), Fault> {
         let Incoming::Data { slot, left, flags, .. } = &mut self.incoming else {
             return Ok(());
         };
@@ -316,14 +377,23 @@ impl Queue {
         *left -= bytes;
         let (slot, left, flags) = (*slot, *left, *flags);
         self.slots[usize::from(slot)].moved += bytes;
-        if left == 0 {
-            self.incoming = Incoming::Header;
-            if flags & pdu::SUCCESS != 0 {
-                let end = ControlEnd { status: StatusCode::SUCCESS, result: 0 };
-                return self.finish(slot, end).inspect_err(|fault| self.fail(*fault));
-            }
+        if left > 0 {
+            return Ok(());
         }
-        Ok(())
+        if self.has_data_digest() {
+            self.incoming = Incoming::Digest { slot, flags };
+            return Ok(());
+        }
+        self.incoming = Incoming::Header;
+        self.after_data(slot, flags)
+    }
+
+    /// The data of a PDU has come; perhaps it ends its command.
+    fn after_data(&mut self, slot: u16, flags: u8) -> Result<(), Fault> {
+        if flags & pdu::SUCCESS == 0 {
+            return Ok(());
+        }
+        self.finish(slot, ControlEnd { status: StatusCode::SUCCESS, result: 0 })
     }
 
     fn step(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
@@ -344,7 +414,21 @@ impl Queue {
                 let at = self.slots[usize::from(*slot)].moved as usize;
                 let used = bytes.len().min(*left as usize);
                 self.page[at..at + used].copy_from_slice(&bytes[..used]);
-                self.placed(used as u32)?;
+                if self.has_data_digest() {
+                    self.check.data(&bytes[..used]);
+                }
+                self.advance(used as u32)?;
+                Ok(used)
+            }
+            Incoming::Digest { slot, flags } => {
+                let (slot, flags) = (*slot, *flags);
+                let (used, matches) = self.check.take(bytes);
+                if let Some(matches) = matches {
+                    self.incoming = Incoming::Header;
+                    self.digest_errors += u32::from(!matches);
+                    self.slots[usize::from(slot)].is_corrupt |= !matches;
+                    self.after_data(slot, flags)?;
+                }
                 Ok(used)
             }
         }
@@ -375,7 +459,11 @@ impl Queue {
         if init.version != 0 {
             return Err(Fault::Version);
         }
-        if init.digests != 0 {
+        let digests = Digests::from_bits(init.digests);
+        if !digests.contain(self.config.digests) {
+            return Err(Fault::DigestRequired);
+        }
+        if digests != self.config.digests {
             return Err(Fault::Digest);
         }
         let is_multiple = init.limit.is_multiple_of(4);
@@ -383,7 +471,8 @@ impl Queue {
             return Err(Fault::Parameter);
         }
         self.is_initialized = true;
-        self.alignment = init.alignment;
+        self.format = Format { alignment: init.alignment, digests };
+        self.assembly.digests = digests;
         self.max_h2c_bytes = init.limit;
         let is_admin = self.config.queue == 0;
         let connect = Connect {
@@ -410,6 +499,7 @@ impl Queue {
         state.moved = 0;
         state.transfer = None;
         state.sending = true;
+        state.is_corrupt = false;
         state.end = None;
         let cid = u16::from(state.generation) << 8 | slot;
         sqe.0[2..4].copy_from_slice(&cid.to_le_bytes());
@@ -420,8 +510,14 @@ impl Queue {
         if in_capsule > 0 {
             state.moved = bytes;
         }
-        let header = Header::command(sqe, in_capsule, self.alignment);
-        self.outbox.push(Entry::new(&header, data, Some(slot)));
+        let header = Header::command(sqe, in_capsule, self.format);
+        self.outbox.push(match data {
+            Payload::Page { offset, len } => {
+                let at = usize::from(offset);
+                Entry::from_page(&header, &self.page, at..at + usize::from(len), Some(slot))
+            }
+            data => Entry::new(&header, data, Some(slot)),
+        });
     }
 
     fn slot_of(&self, cid: u16) -> Result<u16, Fault> {
@@ -489,17 +585,20 @@ impl Queue {
             state.transfer = Some(Transfer { offset: asked.offset + len, len: rest, ..asked });
         }
         let flags = if rest == 0 { pdu::LAST } else { 0 };
-        let header = Header::data(Kind::HostData, flags, Transfer { len, ..asked }, self.alignment);
+        let header = Header::data(Kind::HostData, flags, Transfer { len, ..asked }, self.format);
         let payload = Payload::Place { offset: asked.offset, len };
         self.outbox.push(Entry::new(&header, payload, Some(slot)));
     }
 
-    fn finish(&mut self, slot: u16, end: ControlEnd) -> Result<(), Fault> {
+    fn finish(&mut self, slot: u16, mut end: ControlEnd) -> Result<(), Fault> {
         let state = &mut self.slots[usize::from(slot)];
         if end.status.is_success() && state.moved != state.bytes && self.must_be_whole(slot) {
             return Err(Fault::ShortData);
         }
         let state = &mut self.slots[usize::from(slot)];
+        if state.is_corrupt && end.status.is_success() {
+            end.status = StatusCode::TRANSIENT_TRANSPORT;
+        }
         state.transfer = None;
         state.end = Some(end);
         if !state.sending {
@@ -538,8 +637,7 @@ impl Queue {
             let len = offending.len().min(TERM_DATA_BYTES);
             self.page[TERM_AT..TERM_AT + len].copy_from_slice(&offending[..len]);
             let header = Header::term(Kind::HostTerm, status, field, len as u32);
-            let payload = Payload::Page { offset: TERM_AT as u16, len: len as u16 };
-            self.outbox.push(Entry::new(&header, payload, None));
+            self.outbox.push(Entry::from_page(&header, &self.page, TERM_AT..TERM_AT + len, None));
         }
     }
 }

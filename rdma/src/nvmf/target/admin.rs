@@ -9,7 +9,7 @@ use crate::nvmf::fabrics::{
 };
 use crate::nvmf::fence::Fence;
 use crate::nvmf::identify::{self, ASYNC_EVENTS, IDENTIFY_BYTES, Said, VERSION, cns};
-use crate::nvmf::outbox::{Entry, Payload};
+use crate::nvmf::outbox::Entry;
 use crate::nvmf::pdu::{self, Header, Kind, Transfer};
 
 /// How a command ends and its result; the error of a command that fails without a result.
@@ -199,11 +199,11 @@ impl Target {
             return Some((StatusCode::SGL_LENGTH.do_not_retry(), 0));
         }
         let transfer = Transfer { cid: sqe.cid(), tag: 0, offset: 0, len: bytes };
-        let header = Header::data(Kind::ControllerData, pdu::LAST, transfer, self.alignment);
-        let response = Header::response(self.cqe(sqe.cid(), StatusCode::SUCCESS, 0));
-        let payload = Payload::Page { offset: 0, len: bytes as u16 };
+        let header = Header::data(Kind::ControllerData, pdu::LAST, transfer, self.format);
+        let response = Header::response(self.cqe(sqe.cid(), StatusCode::SUCCESS, 0), self.format);
+        let entry = Entry::from_page(&header, &self.page, 0..bytes as usize, None);
         self.is_page_busy = true;
-        self.push_loose(Entry::new(&header, payload, None).with_trailer(&response));
+        self.push_loose(entry.with_trailer(&response));
         None
     }
 }

@@ -41,6 +41,7 @@ impl Target {
             is_durable: op == Op::Write && sqe.force_unit_access(),
             in_capsule,
             is_asking: false,
+            is_corrupt: false,
             lba: sqe.lba(),
             bytes,
             received: 0,
@@ -105,7 +106,7 @@ impl Target {
         let len = r2t_bytes.min(state.bytes - offset);
         state.asked = offset + len;
         state.is_asking = true;
-        let header = Header::r2t(Transfer { cid: state.cid, tag: slot, offset, len });
+        let header = Header::r2t(Transfer { cid: state.cid, tag: slot, offset, len }, self.format);
         self.outbox.push(Entry::new(&header, Payload::None, Some(slot)));
     }
 

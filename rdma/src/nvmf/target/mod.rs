@@ -23,11 +23,15 @@ pub use subsystem::{Limits, MAX_IO_QUEUES, Subsystem};
 
 use super::assembly::Assembly;
 use super::capsule::{Cqe, Sgl, Sqe, StatusCode, admin as opcode};
+use super::digest::Check;
 use super::fabrics::{CONNECT_BYTES, fctype};
 use super::identify::IDENTIFY_BYTES;
 pub use super::identify::IN_CAPSULE_BYTES;
 use super::outbox::{Entry, Outbox, Payload, Pieces};
-use super::pdu::{self, Body, Common, Header, Init, Kind, TERM_DATA_BYTES, Transfer};
+use super::pdu::{
+    self, Body, Common, DIGEST_BYTES, Digests, Format, Header, Init, Kind, TERM_DATA_BYTES,
+    Transfer,
+};
 use super::{Fault, Op, Want};
 use std::collections::VecDeque;
 use subsystem::Member;
@@ -87,6 +91,8 @@ struct Slot {
     in_capsule: bool,
     /// An R2T is in the outbox: data cannot come yet.
     is_asking: bool,
+    /// Data of it did not match its digest.
+    is_corrupt: bool,
     lba: u64,
     bytes: u32,
     received: u32,
@@ -111,6 +117,10 @@ enum Incoming {
         slot: u16,
         left: u32,
     },
+    /// The digest of a slot's data; of Connect's.
+    Digest {
+        slot: Option<u16>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,12 +144,14 @@ pub struct Target {
     queue_size: u16,
     has_flow_control: bool,
     sq_head: u16,
-    /// Alignment of data that the host asked for (HPDA).
-    alignment: u8,
+    /// Alignment of data that the host asked for (HPDA), and digests.
+    format: Format,
     assembly: Assembly,
     /// Padding before `incoming`.
     pad: u32,
     incoming: Incoming,
+    check: Check,
+    digest_errors: u32,
     outbox: Outbox,
     loose: u16,
     /// The page is being sent.
@@ -171,6 +183,7 @@ impl Target {
             is_durable: false,
             in_capsule: false,
             is_asking: false,
+            is_corrupt: false,
             lba: 0,
             bytes: 0,
             received: 0,
@@ -183,10 +196,12 @@ impl Target {
             queue_size: 0,
             has_flow_control: true,
             sq_head: 0,
-            alignment: 0,
+            format: Format::PLAIN,
             assembly: Assembly::new(),
             pad: 0,
             incoming: Incoming::Header,
+            check: Check::default(),
+            digest_errors: 0,
             // One per slot, the loose ones, ICResp, the answer to a fence, a TermReq.
             outbox: Outbox::new(slots + usize::from(LOOSE_RESPONSES) + 3),
             loose: 0,
@@ -206,7 +221,9 @@ impl Target {
     pub fn reset(&mut self) {
         self.phase = Phase::New;
         self.member = None;
-        (self.queue, self.queue_size, self.sq_head, self.alignment) = (0, 0, 0, 0);
+        (self.queue, self.queue_size, self.sq_head) = (0, 0, 0);
+        self.format = Format::PLAIN;
+        (self.check, self.digest_errors) = (Check::default(), 0);
         self.has_flow_control = true;
         self.assembly = Assembly::new();
         (self.pad, self.incoming) = (0, Incoming::Header);
@@ -338,7 +355,7 @@ impl Target {
         if self.fault().is_some() {
             return;
         }
-        let response = Header::response(self.cqe(state.cid, status, 0));
+        let response = Header::response(self.cqe(state.cid, status, 0), self.format);
         if state.op != Op::Read || !status.is_success() {
             self.outbox.push(Entry::new(&response, Payload::None, Some(slot)));
             return;
@@ -348,7 +365,7 @@ impl Target {
         // The response capsule carries the queue's head pointer; without flow control it says
         // nothing that the data PDU cannot say (TCP 3.4.2).
         let flags = if self.has_flow_control { pdu::LAST } else { pdu::LAST | pdu::SUCCESS };
-        let header = Header::data(Kind::ControllerData, flags, transfer, self.alignment);
+        let header = Header::data(Kind::ControllerData, flags, transfer, self.format);
         let entry = Entry::new(&header, payload, Some(slot));
         let entry = if self.has_flow_control { entry.with_trailer(&response) } else { entry };
         self.outbox.push(entry);
@@ -369,19 +386,48 @@ impl Target {
     /// whose data the engine refers to no more.
     pub fn sent(&mut self, mut bytes: usize, mut release: impl FnMut(u16)) {
         while let Some(entry) = self.outbox.advance(&mut bytes) {
-            let Some(slot) = entry.slot else {
-                self.loose -= 1;
-                self.is_page_busy &= !entry.is_from_page();
-                continue;
-            };
-            let state = &mut self.slots[usize::from(slot)];
-            if state.stage == Stage::Responding {
-                state.stage = Stage::Free;
-                self.free.push(slot);
-                release(slot);
-            } else {
-                state.is_asking = false;
-            }
+            self.left(&entry, &mut release);
+        }
+    }
+
+    /// Whether data passes by the engine: to be sent with [`fill`](Self::fill) and
+    /// [`sent_copy`](Self::sent_copy), received with [`placed_copy`](Self::placed_copy).
+    #[inline]
+    pub fn has_data_digest(&self) -> bool {
+        self.format.digests.data
+    }
+
+    /// Writes what is to be sent to `out` and returns how many bytes; `copy` writes data of a
+    /// slot, from an offset on.
+    pub fn fill(&self, out: &mut [u8], copy: impl FnMut(u16, u32, &mut [u8])) -> usize {
+        self.outbox.fill(&self.page, out, copy)
+    }
+
+    /// As [`sent`](Self::sent), of `bytes` that [`fill`](Self::fill) wrote.
+    pub fn sent_copy(&mut self, mut bytes: &[u8], mut release: impl FnMut(u16)) {
+        while let Some(entry) = self.outbox.advance_copied(&mut bytes) {
+            self.left(&entry, &mut release);
+        }
+    }
+
+    /// Data that did not match its digest since this was asked last; each time a command failed.
+    pub fn take_digest_errors(&mut self) -> u32 {
+        std::mem::take(&mut self.digest_errors)
+    }
+
+    fn left(&mut self, entry: &Entry, release: &mut impl FnMut(u16)) {
+        let Some(slot) = entry.slot else {
+            self.loose -= 1;
+            self.is_page_busy &= !entry.is_from_page();
+            return;
+        };
+        let state = &mut self.slots[usize::from(slot)];
+        if state.stage == Stage::Responding {
+            state.stage = Stage::Free;
+            self.free.push(slot);
+            release(slot);
+        } else {
+            state.is_asking = false;
         }
     }
 
@@ -422,24 +468,85 @@ impl Target {
     }
 
     /// `bytes` of the data that [`wants`](Self::wants) named are in place.
+    ///
+    /// # Panics
+    /// When data digests were agreed upon: use [`placed_copy`](Self::placed_copy).
     pub fn placed(&mut self, bytes: u32, subsystem: &Subsystem) {
+        assert!(!self.has_data_digest(), "data with a digest is shown");
+        self.advance(bytes, subsystem);
+    }
+
+    /// The data that [`wants`](Self::wants) named began with `data`, which is in place.
+    pub fn placed_copy(&mut self, data: &[u8], subsystem: &Subsystem) {
+        if self.has_data_digest() {
+            self.check.data(data);
+        }
+        self.advance(data.len() as u32, subsystem);
+    }
+
+    fn advance(&mut self, bytes: u32, subsystem: &Subsystem) {
         let Incoming::Data { slot, left } = &mut self.incoming else { return };
         debug_assert!(bytes <= *left);
         *left -= bytes;
         let (slot, left) = (*slot, *left);
-        let state = &mut self.slots[usize::from(slot)];
-        state.received += bytes;
+        self.slots[usize::from(slot)].received += bytes;
         if left > 0 {
             return;
         }
-        self.incoming = Incoming::Header;
-        if state.received == state.bytes {
-            state.stage = Stage::Ready;
+        if self.has_data_digest() {
+            self.incoming = Incoming::Digest { slot: Some(slot) };
+        } else {
+            self.incoming = Incoming::Header;
+            self.go_on(slot, subsystem);
+        }
+    }
+
+    /// The data of a PDU has come: the command is ready, or more is asked for.
+    fn go_on(&mut self, slot: u16, subsystem: &Subsystem) {
+        let state = &mut self.slots[usize::from(slot)];
+        let is_whole = state.received == state.bytes;
+        if state.received < state.asked {
+            return;
+        }
+        if is_whole || state.is_corrupt {
             self.asking -= u16::from(!state.in_capsule);
+        }
+        if state.is_corrupt {
+            // The host sends no more of it: nothing is outstanding (TCP 3.3.1.2).
+            state.stage = Stage::Responding;
+            let cid = state.cid;
+            let response = self.cqe(cid, StatusCode::TRANSIENT_TRANSPORT, 0);
+            let header = Header::response(response, self.format);
+            self.outbox.push(Entry::new(&header, Payload::None, Some(slot)));
+        } else if is_whole {
+            state.stage = Stage::Ready;
             self.ready.push_back(slot);
-        } else if state.received == state.asked {
+        } else {
             self.ask(slot, subsystem.limits.r2t_bytes);
         }
+    }
+
+    /// Takes bytes of a data digest.
+    fn digest(
+        &mut self,
+        now_ns: u64,
+        bytes: &[u8],
+        slot: Option<u16>,
+        subsystem: &mut Subsystem,
+    ) -> usize {
+        let (used, matches) = self.check.take(bytes);
+        let Some(matches) = matches else { return used };
+        self.incoming = Incoming::Header;
+        self.digest_errors += u32::from(!matches);
+        match slot {
+            Some(slot) => {
+                self.slots[usize::from(slot)].is_corrupt |= !matches;
+                self.go_on(slot, subsystem);
+            }
+            None if matches => self.finish_connect(now_ns, subsystem),
+            None => self.respond(self.connect.cid(), StatusCode::TRANSIENT_TRANSPORT, 0),
+        }
+        used
     }
 
     fn step(
@@ -474,11 +581,21 @@ impl Target {
                 let used = bytes.len().min(CONNECT_BYTES - start);
                 self.page[start..start + used].copy_from_slice(&bytes[..used]);
                 *at += used as u32;
-                if start + used == CONNECT_BYTES {
+                let is_whole = start + used == CONNECT_BYTES;
+                if self.has_data_digest() {
+                    self.check.data(&bytes[..used]);
+                    if is_whole {
+                        self.incoming = Incoming::Digest { slot: None };
+                    }
+                } else if is_whole {
                     self.incoming = Incoming::Header;
                     self.finish_connect(now_ns, subsystem);
                 }
                 Ok(used)
+            }
+            Incoming::Digest { slot } => {
+                let slot = *slot;
+                Ok(self.digest(now_ns, bytes, slot, subsystem))
             }
             Incoming::Data { .. } => Ok(0),
         }
@@ -517,11 +634,16 @@ impl Target {
         if init.alignment > 31 {
             return Err(Fault::Parameter);
         }
-        self.alignment = init.alignment;
+        // The host has what digests it asked for (TCP 3.6.2.3).
+        let digests = Digests::from_bits(init.digests);
+        if !digests.contain(subsystem.required_digests) {
+            return Err(Fault::DigestRequired);
+        }
+        self.format = Format { alignment: init.alignment, digests };
+        self.assembly.digests = digests;
         self.phase = Phase::Initialized;
-        // Whatever digests the host asked for, none are agreed to (TCP 3.6.2.3).
         let limit = subsystem.limits.h2c_bytes;
-        let answer = Init { version: 0, alignment: 0, digests: 0, limit };
+        let answer = Init { version: 0, alignment: 0, digests: digests.bits(), limit };
         self.push_loose(Entry::new(&Header::init(Kind::IcResp, answer), Payload::None, None));
         Ok(())
     }
@@ -570,7 +692,8 @@ impl Target {
     /// Passes over data in the capsule.
     fn discard(&mut self, bytes: u32) {
         if bytes > 0 {
-            self.incoming = Incoming::Discard { left: bytes };
+            let digest = if self.has_data_digest() { DIGEST_BYTES as u32 } else { 0 };
+            self.incoming = Incoming::Discard { left: bytes + digest };
         }
     }
 
@@ -596,7 +719,7 @@ impl Target {
 
     /// A response that belongs to no slot.
     fn respond(&mut self, cid: u16, status: StatusCode, result: u64) {
-        let header = Header::response(self.cqe(cid, status, result));
+        let header = Header::response(self.cqe(cid, status, result), self.format);
         self.push_loose(Entry::new(&header, Payload::None, None));
     }
 
@@ -614,8 +737,7 @@ impl Target {
             let len = offending.len().min(TERM_DATA_BYTES);
             self.page[TERM_AT..TERM_AT + len].copy_from_slice(&offending[..len]);
             let header = Header::term(Kind::ControllerTerm, status, field, len as u32);
-            let payload = Payload::Page { offset: TERM_AT as u16, len: len as u16 };
-            self.push_loose(Entry::new(&header, payload, None));
+            self.push_loose(Entry::from_page(&header, &self.page, TERM_AT..TERM_AT + len, None));
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::nvmf::StatusCode;
 use crate::nvmf::fabrics::{self, Capabilities, Nqn, configuration};
 use crate::nvmf::fence::{Ask, Epochs, Fence, User};
 use crate::nvmf::identify::{KEEP_ALIVE_UNIT_100MS, Namespace};
+use crate::nvmf::pdu::Digests;
 
 /// The most I/O queues of one controller.
 pub const MAX_IO_QUEUES: u16 = 16;
@@ -168,6 +169,7 @@ pub struct Subsystem {
     pub(crate) serial: String,
     pub(crate) namespace: Namespace,
     pub(crate) limits: Limits,
+    pub(crate) required_digests: Digests,
     controllers: Box<[Controller]>,
     next_id: u16,
     epochs: Epochs,
@@ -198,6 +200,7 @@ impl Subsystem {
             serial: serial.to_owned(),
             namespace,
             limits,
+            required_digests: Digests::NONE,
             controllers: vec![Controller::FREE; usize::from(limits.controllers)].into(),
             next_id: 1,
             epochs: Epochs::new(usize::from(limits.controllers) * USERS_PER_CONTROLLER, 1),
@@ -210,6 +213,11 @@ impl Subsystem {
         let most = usize::from(self.limits.controllers) * USERS_PER_CONTROLLER;
         self.epochs = Epochs::new(most, first);
         self
+    }
+
+    /// Refuses hosts that do not ask for at least these digests.
+    pub fn require_digests(&mut self, digests: Digests) {
+        self.required_digests = digests;
     }
 
     /// The limits it was made with.
