@@ -3,12 +3,14 @@
 
 use arrayvec::ArrayVec;
 use outboard::config::Plan;
-use outboard::config::plan::{Port, Role, Route, Runtime, Tenant, Vpc, WaitMode};
+use outboard::config::plan::{
+    Dscp, Ipv4Interface, Port, Role, Route, Runtime, Tenant, Vpc, WaitMode,
+};
 use outboard::packet::{BURST, Burst, Packet, PortId};
 use outboard::switch::{NextHop, Seed, Switch, Tables, Verdict};
 use outboard_dma::{Chain, CountingAllocator, Region};
 use outboard_sim::Rng;
-use outboard_wire::{Ethernet, Ipv4, Ipv4Prefix, Mac, Udp, Vxlan, ethernet, ipv4, vxlan};
+use outboard_wire::{Ethernet, IpPrefix, Ipv4, Mac, Udp, Vxlan, ethernet, ipv4, vxlan};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -25,12 +27,20 @@ const HERE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(1
 const THERE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(10, 0, 1, 2));
 
 fn tables() -> Arc<Tables> {
-    let to = Ipv4Prefix::containing(THERE.1, 24).unwrap();
-    let routes = vec![Route { to, via: THERE.0, mac: GATEWAY_MAC }];
-    let vpc =
-        Vpc { name: "red".into(), vni: 7, gateway: GATEWAY, gateway_mac: GATEWAY_MAC, routes };
+    let to = IpPrefix::containing(THERE.1.into(), 24).unwrap();
+    let routes = vec![Route { to, via: THERE.0.into(), mac: GATEWAY_MAC }];
+    let vpc = Vpc {
+        name: "red".into(),
+        vni: 7,
+        gateway: Some(GATEWAY),
+        gateway6: None,
+        gateway_mac: GATEWAY_MAC,
+        dscp: Dscp::Fixed(0),
+        routes,
+    };
     let mac = Mac([2, 0, 0, 0, 0, 2]);
-    let tenant = Tenant { vpc: 0, address: HERE.1, prefix_len: 24, mac, mtu: 8950 };
+    let address = Some(Ipv4Interface { address: HERE.1, prefix_len: 24 });
+    let tenant = Tenant { vpc: 0, address, address6: None, mac, mtu: 8950 };
     let port = |id, name: &str, role| Port {
         id,
         name: name.into(),
@@ -38,23 +48,22 @@ fn tables() -> Arc<Tables> {
         queues: vec![0],
         role,
     };
+    let uplink = Role::Uplink { vtep: Some(HERE.0), vtep6: None, zero_checksum6: false };
     let plan = Plan {
         name: "test".into(),
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: CACHE_FLOWS },
         control_socket: "".into(),
         workers: Vec::new(),
         vpcs: vec![vpc],
-        ports: vec![
-            port(TENANT, "tenant", Role::Tenant(tenant)),
-            port(UPLINK, "uplink", Role::Uplink { vtep: HERE.0 }),
-        ],
+        ports: vec![port(TENANT, "tenant", Role::Tenant(tenant)), port(UPLINK, "uplink", uplink)],
         volumes: Vec::new(),
         exports: Vec::new(),
         disks: Vec::new(),
     };
     let (src_mac, dst_mac) = (Mac([2, 0, 0, 0, 1, 1]), Mac([2, 0, 0, 0, 1, 2]));
-    let hop = NextHop::Resolved { port: UPLINK, src_ip: HERE.0, src_mac, dst_mac, mtu: 9000 };
-    Arc::new(Tables::new(&plan, &[(THERE.0, hop)]))
+    let src_ip = HERE.0.into();
+    let hop = NextHop::Resolved { port: UPLINK, src_ip, src_mac, dst_mac, path_mtu: 9000 };
+    Arc::new(Tables::new(&plan, &[(THERE.0.into(), hop)]))
 }
 
 /// Writes an Ethernet and IPv4 header; the payload follows at 34.

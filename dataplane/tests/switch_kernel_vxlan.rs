@@ -10,11 +10,13 @@ use arrayvec::ArrayVec;
 use netns::Namespace;
 use netns::packet::PacketSocket;
 use outboard::config::Plan;
-use outboard::config::plan::{Port, Role, Route, Runtime, Tenant, Vpc, WaitMode};
+use outboard::config::plan::{
+    Dscp, Ipv4Interface, Port, Role, Route, Runtime, Tenant, Vpc, WaitMode,
+};
 use outboard::packet::{Burst, Packet, PortId};
 use outboard::switch::{NextHop, Seed, Switch, Tables, Verdict};
 use outboard_dma::{Chain, FreeList, Region};
-use outboard_wire::{Checksum, Ethernet, Ipv4, Ipv4Prefix, Mac, Udp, ecn, ethernet, ipv4};
+use outboard_wire::{Checksum, Ethernet, IpPrefix, Ipv4, Mac, Udp, ecn, ethernet, ipv4};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +33,20 @@ const HERE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(1
 const THERE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(10, 0, 1, 7));
 
 fn tables() -> Arc<Tables> {
-    let to = Ipv4Prefix::containing(THERE.1, 24).unwrap();
-    let routes = vec![Route { to, via: THERE.0, mac: FAR_TENANT_MAC }];
-    let gateway = Ipv4Addr::new(10, 0, 0, 1);
-    let vpc = Vpc { name: "red".into(), vni: 100, gateway, gateway_mac: GATEWAY_MAC, routes };
+    let to = IpPrefix::containing(THERE.1.into(), 24).unwrap();
+    let routes = vec![Route { to, via: THERE.0.into(), mac: FAR_TENANT_MAC }];
+    let vpc = Vpc {
+        name: "red".into(),
+        vni: 100,
+        gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+        gateway6: None,
+        gateway_mac: GATEWAY_MAC,
+        dscp: Dscp::Fixed(0),
+        routes,
+    };
     let mac = Mac([2, 0, 0, 0, 0, 2]);
-    let tenant = Tenant { vpc: 0, address: HERE.1, prefix_len: 24, mac, mtu: 8950 };
+    let address = Some(Ipv4Interface { address: HERE.1, prefix_len: 24 });
+    let tenant = Tenant { vpc: 0, address, address6: None, mac, mtu: 8950 };
     let port = |id, name: &str, role| Port {
         id,
         name: name.into(),
@@ -44,28 +54,26 @@ fn tables() -> Arc<Tables> {
         queues: vec![0],
         role,
     };
+    let uplink = Role::Uplink { vtep: Some(HERE.0), vtep6: None, zero_checksum6: false };
     let plan = Plan {
         name: "test".into(),
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 64 },
         control_socket: "".into(),
         workers: Vec::new(),
         vpcs: vec![vpc],
-        ports: vec![
-            port(TENANT, "tenant", Role::Tenant(tenant)),
-            port(UPLINK, "near", Role::Uplink { vtep: HERE.0 }),
-        ],
+        ports: vec![port(TENANT, "tenant", Role::Tenant(tenant)), port(UPLINK, "near", uplink)],
         volumes: Vec::new(),
         exports: Vec::new(),
         disks: Vec::new(),
     };
     let hop = NextHop::Resolved {
         port: UPLINK,
-        src_ip: HERE.0,
+        src_ip: HERE.0.into(),
         src_mac: NEAR_MAC,
         dst_mac: FAR_MAC,
-        mtu: 9000,
+        path_mtu: 9000,
     };
-    Arc::new(Tables::new(&plan, &[(THERE.0, hop)]))
+    Arc::new(Tables::new(&plan, &[(THERE.0.into(), hop)]))
 }
 
 /// The switch between a tenant that the test plays and the kernel.

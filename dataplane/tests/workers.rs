@@ -73,7 +73,7 @@ fn workers(plan: &Plan, region: &'static Region) -> [Made; 2] {
     let bells = [0, 1].map(|_| Arc::new(Bell::new().unwrap()));
     let (a, b) = Peer::pair(Arc::clone(&bells[0]), Arc::clone(&bells[1]));
     let mut peers = [vec![None, Some(a)], vec![Some(b), None]];
-    let tables = Arc::new(Tables::new(plan, &[(FAR_END, NextHop::Unresolved)]));
+    let tables = Arc::new(Tables::new(plan, &[(FAR_END.into(), NextHop::Unresolved)]));
     let exits = [
         vec![Exit::Queue(0), Exit::Queue(1), Exit::Peer(1)],
         vec![Exit::Peer(0), Exit::Peer(0), Exit::Queue(0)],
@@ -124,7 +124,7 @@ fn frame(plan: &Plan, from: PortId, to: Ipv4Addr, flow: u16, bytes: usize) -> Ve
         fragment: 0,
         ttl: 64,
         protocol: ipv4::UDP,
-        source: tenant.address,
+        source: tenant.address.expect("an IPv4 address").address,
         destination: to,
     };
     let destination = plan.vpcs[0].gateway_mac;
@@ -257,12 +257,12 @@ fn at_most_three_packets_wait_for_a_next_hop_and_go_when_it_is_there() {
     assert!(port(&mut first.worker, 0).collect_chain().is_none());
     let resolved = NextHop::Resolved {
         port: PortId(0),
-        src_ip: [192, 0, 2, 1].into(),
+        src_ip: Ipv4Addr::new(192, 0, 2, 1).into(),
         src_mac: Mac([2, 0, 0, 0, 0, 1]),
         dst_mac: Mac([2, 0, 0, 0, 0, 2]),
-        mtu: 9000,
+        path_mtu: 9000,
     };
-    let tables = Arc::new(Tables::new(&plan, &[(FAR_END, resolved)]));
+    let tables = Arc::new(Tables::new(&plan, &[(FAR_END.into(), resolved)]));
     first.mailbox.send(Message::Tables(tables)).unwrap();
     first.worker.turn(1);
     first.worker.turn(2);

@@ -90,12 +90,12 @@ impl Bench {
         let far_end = Ipv4Addr::new(192, 0, 2, 2);
         let next_hop = NextHop::Resolved {
             port: ports.1,
-            src_ip: Ipv4Addr::new(192, 0, 2, 1),
+            src_ip: Ipv4Addr::new(192, 0, 2, 1).into(),
             src_mac: Mac([2, 0, 0, 0, 1, 1]),
             dst_mac: Mac([2, 0, 0, 0, 1, 2]),
-            mtu: 1500,
+            path_mtu: 1500,
         };
-        let tables = Arc::new(Tables::new(&plan, &[(far_end, next_hop)]));
+        let tables = Arc::new(Tables::new(&plan, &[(far_end.into(), next_hop)]));
         Ok(Bench { tables, ports, gateway_mac: plan.vpcs[0].gateway_mac, free })
     }
 

@@ -1,12 +1,14 @@
 //! `[[vpc]]`, `[[uplink]]`, `[[port]]`: tenants, what joins them, and the way to other hosts.
 
-use super::plan::{Port, Role, Route, Tenant, Vpc};
+use super::error::Sink;
+use super::plan::{Dscp, Ipv4Interface, Ipv6Interface, Port, Role, Route, Tenant, Vpc};
 use super::section::{At, Section};
 use super::top::{Claims, Names, Shared, check_worker};
 use super::value;
 use crate::packet::PortId;
-use outboard_wire::{Ipv4Prefix, Mac};
-use std::net::Ipv4Addr;
+use outboard_wire::{IpPrefix, Mac};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 /// The most queues of a port.
 pub(super) const QUEUES_MAX: u64 = 16;
@@ -24,8 +26,12 @@ pub(super) const PORTS_AND_UPLINKS_MAX: usize = UPLINKS_MAX + PORTS_MAX;
 const VNI_MAX: u64 = (1 << 24) - 1;
 /// RFC 791, 3.2: every host accepts 68 bytes; 9216 is the most that switches commonly carry.
 const MTU_BYTES: std::ops::RangeInclusive<u64> = 68..=9216;
-/// What fits through VXLAN (50 bytes) over an underlay of 1500.
+/// RFC 8200, 5: what every link of IPv6 carries.
+const MTU_MIN6_BYTES: u64 = 1280;
+/// What fits through VXLAN over IPv4 (50 bytes) and an underlay of 1500.
 const MTU_DEFAULT_BYTES: u64 = 1450;
+/// What fits through VXLAN over IPv6 (70 bytes) and an underlay of 1500.
+const MTU_DEFAULT6_BYTES: u64 = 1430;
 
 /// What this file reads.
 pub(super) struct Networks {
@@ -39,11 +45,17 @@ struct Draft {
     name: Option<String>,
     vni: Option<u32>,
     gateway: Option<At<Ipv4Addr>>,
+    gateway6: Option<At<Ipv6Addr>>,
+    /// Whether a key is there for IPv4, for IPv6, right or wrong.
+    has_gateway: (bool, bool),
     gateway_mac: Option<Mac>,
-    routes: Vec<(At<Ipv4Prefix>, At<Ipv4Addr>, Option<Mac>)>,
-    route_claims: Claims<Ipv4Prefix>,
-    addresses: Claims<Ipv4Addr>,
+    dscp: Option<Dscp>,
+    routes: Vec<(At<IpPrefix>, At<IpAddr>, Option<Mac>)>,
+    route_claims: Claims<IpPrefix>,
+    addresses: Claims<IpAddr>,
     macs: Claims<Mac>,
+    /// Its table.
+    span: Range<usize>,
 }
 
 /// The virtual gateway's MAC address of a VNI: the same on every host.
@@ -52,11 +64,16 @@ fn derived_gateway_mac(vni: u32) -> Mac {
     Mac([0x02, b'o', b'b', a, b, c])
 }
 
-/// A tenant's MAC address: unique within its VPC because the address is, and never a gateway's.
-fn derived_tenant_mac(vni: u32, address: Ipv4Addr) -> Mac {
+/// A tenant's MAC address: unique within its VPC because the address is (of IPv6 its last four
+/// bytes, which may coincide and are then reported), and never a gateway's.
+fn derived_tenant_mac(vni: u32, address: IpAddr) -> Mac {
     let [_, v0, v1, v2] = vni.to_be_bytes();
-    let [a, b, c, d] = address.octets();
-    Mac([0x06, v0 ^ v1 ^ v2, a, b, c, d])
+    let (kind, last) = match address {
+        IpAddr::V4(address) => (0x06, address.to_bits()),
+        IpAddr::V6(address) => (0x0a, address.to_bits() as u32),
+    };
+    let [a, b, c, d] = last.to_be_bytes();
+    Mac([kind, v0 ^ v1 ^ v2, a, b, c, d])
 }
 
 pub(super) fn read(top: &mut Section, shared: &mut Shared) -> Option<Networks> {
@@ -97,10 +114,22 @@ fn read_vpc(
         vnis.claim(vni.value, &vni.span, format!("VNI {}", vni.value), "want another VNI", sink);
     }
     draft.vni = vni.map(|vni| vni.value as u32);
-    draft.gateway = section.required("gateway", "\"10.0.0.254\"", sink, value::ipv4);
+    draft.span = section.span.clone();
+    draft.gateway = section.optional("gateway", sink, value::ipv4);
     if let Some(gateway) = &draft.gateway {
-        draft.addresses.claim(gateway.value, &gateway.span, "the gateway", "", sink);
+        draft.addresses.claim(gateway.value.into(), &gateway.span, "the gateway", "", sink);
     }
+    draft.gateway6 = section.optional("gateway6", sink, value::ipv6);
+    if let Some(gateway) = &draft.gateway6 {
+        draft.addresses.claim(gateway.value.into(), &gateway.span, "the gateway", "", sink);
+    }
+    draft.has_gateway = (section.has("gateway"), section.has("gateway6"));
+    if draft.has_gateway == (false, false) {
+        let want = "add `gateway = \"10.0.0.254\"`, `gateway6 = \"fd00::fe\"`, or both";
+        sink.push(section.span.clone(), "`gateway` of [[vpc]] is missing", want);
+    }
+    let dscp = section.optional("dscp", sink, value::dscp);
+    draft.dscp = Some(dscp.map_or(Dscp::Fixed(0), |dscp| dscp.value));
     let place = section.span.clone();
     let mac = section.optional("gateway_mac", sink, value::mac);
     let span = mac.as_ref().map_or(place, |mac| mac.span.clone());
@@ -110,9 +139,10 @@ fn read_vpc(
     }
     for mut route in section.tables("route", "[[vpc.route]]", ROUTES_MAX, sink) {
         let to = route.required("to", "\"10.0.1.0/24\"", sink, value::network);
-        let via = route.required("via", "\"192.0.2.2\"", sink, value::ipv4);
+        let via = route.required("via", "\"192.0.2.2\"", sink, value::ip);
         let mac = route.optional("mac", sink, value::mac).map(|mac| mac.value);
         if let Some(to) = &to {
+            check_family(&draft, matches!(to.value, IpPrefix::V4(_)), "to", &to.span, sink);
             let what = format!("the route to {} in this VPC", to.value);
             draft.route_claims.claim(to.value, &to.span, what, "want one route each", sink);
         }
@@ -126,7 +156,7 @@ fn read_vpc(
 
 fn finish_vpc(draft: Draft) -> Option<Vpc> {
     let gateway_mac = draft.gateway_mac?;
-    let route = |(to, via, mac): (At<Ipv4Prefix>, At<Ipv4Addr>, Option<Mac>)| Route {
+    let route = |(to, via, mac): (At<IpPrefix>, At<IpAddr>, Option<Mac>)| Route {
         to: to.value,
         via: via.value,
         mac: mac.unwrap_or(gateway_mac),
@@ -134,13 +164,31 @@ fn finish_vpc(draft: Draft) -> Option<Vpc> {
     Some(Vpc {
         name: draft.name?,
         vni: draft.vni?,
-        gateway: draft.gateway?.value,
+        gateway: draft.gateway.map(|gateway| gateway.value),
+        gateway6: draft.gateway6.map(|gateway| gateway.value),
         gateway_mac,
+        dscp: draft.dscp?,
         routes: draft.routes.into_iter().map(route).collect(),
     })
 }
 
-/// A route needs an uplink to leave by, and must not lead back to this host.
+/// What is of one family needs the VPC's gateway of that family.
+fn check_family(draft: &Draft, is_ipv4: bool, key: &str, span: &Range<usize>, sink: &mut Sink) {
+    let (family, missing, has) = match is_ipv4 {
+        true => ("IPv4", "gateway", draft.has_gateway.0),
+        false => ("IPv6", "gateway6", draft.has_gateway.1),
+    };
+    // A VPC without any gateway was reported by its reader.
+    if has || draft.has_gateway == (false, false) {
+        return;
+    }
+    let what = format!("`{key}` is {family}, but the VPC has no `{missing}`");
+    let want = format!("add `{missing}` to the VPC, or use the other family");
+    sink.push_with(span.clone(), what, &want, (draft.span.clone(), "the VPC is"));
+}
+
+/// A route needs an uplink to leave by, with a tunnel address of the far end's family, and must
+/// not lead back to this host.
 fn check_routes(reader: &Ports, shared: &mut Shared) {
     let routes = reader.drafts.iter().flat_map(|draft| &draft.routes);
     for (to, via, _) in routes {
@@ -148,6 +196,17 @@ fn check_routes(reader: &Ports, shared: &mut Shared) {
             let want = "add an [[uplink]] with `vtep`, this host's tunnel address";
             shared.sink.push(to.span.clone(), "a route to another host without an uplink", want);
             return;
+        }
+        let (has, key) = match via.value {
+            IpAddr::V4(_) => (reader.has_vtep.0, "vtep"),
+            IpAddr::V6(_) => (reader.has_vtep.1, "vtep6"),
+        };
+        if !has {
+            let what =
+                format!("`via` of [[vpc.route]] is {}, but no uplink has `{key}`", via.value);
+            let want =
+                format!("add `{key}` to an [[uplink]], or use the other host's other address");
+            shared.sink.push(via.span.clone(), what, &want);
         }
         if let Some(own) = reader.vteps.get(&via.value) {
             let what = format!("`via` of [[vpc.route]] is {}, this host itself", via.value);
@@ -164,7 +223,9 @@ struct Ports {
     drafts: Vec<Draft>,
     names: Names,
     interfaces: Claims<String>,
-    vteps: Claims<Ipv4Addr>,
+    vteps: Claims<IpAddr>,
+    /// Whether any uplink has a tunnel address of IPv4, of IPv6, right or wrong.
+    has_vtep: (bool, bool),
     has_uplink: bool,
     list: Vec<Option<Port>>,
 }
@@ -173,15 +234,32 @@ impl Ports {
     fn read_uplink(&mut self, mut section: Section, shared: &mut Shared) -> Option<Port> {
         self.has_uplink = true;
         let (name, interface) = self.read_head(&mut section, "\"eth1\"", shared);
-        let vtep = section.required("vtep", "\"192.0.2.1\"", &mut shared.sink, value::ipv4);
-        if let Some(vtep) = &vtep {
-            let what = format!("the tunnel address {}", vtep.value);
-            let want = "want one per uplink";
-            self.vteps.claim(vtep.value, &vtep.span, what, want, &mut shared.sink);
+        let sink = &mut shared.sink;
+        let vtep = section.optional("vtep", sink, value::ipv4);
+        let vtep6 = section.optional("vtep6", sink, value::ipv6);
+        let own = vtep.iter().map(|vtep| (IpAddr::V4(vtep.value), &vtep.span));
+        for (vtep, span) in own.chain(vtep6.iter().map(|vtep| (vtep.value.into(), &vtep.span))) {
+            let what = format!("the tunnel address {vtep}");
+            self.vteps.claim(vtep, span, what, "want one per uplink", sink);
+        }
+        let has = (section.has("vtep"), section.has("vtep6"));
+        self.has_vtep = (self.has_vtep.0 || has.0, self.has_vtep.1 || has.1);
+        if has == (false, false) {
+            let want = "add `vtep = \"192.0.2.1\"`, `vtep6 = \"2001:db8::1\"`, or both";
+            sink.push(section.span.clone(), "`vtep` of [[uplink]] is missing", want);
+        }
+        let zero_checksum6 = section.optional("zero_checksum6", sink, value::boolean);
+        if let (Some(zero), false) = (&zero_checksum6, has.1) {
+            let what = "`zero_checksum6` of [[uplink]] has no effect without `vtep6`";
+            sink.push(zero.span.clone(), what, "want it only with `vtep6`");
         }
         let queues = read_queues(&mut section, shared);
         section.finish(&mut shared.sink);
-        let role = Role::Uplink { vtep: vtep?.value };
+        let role = Role::Uplink {
+            vtep: vtep.map(|vtep| vtep.value),
+            vtep6: vtep6.map(|vtep| vtep.value),
+            zero_checksum6: zero_checksum6.is_some_and(|zero| zero.value),
+        };
         let id = PortId(self.list.len() as u16);
         Some(Port { id, name: name?, interface: interface?, queues: queues?, role })
     }
@@ -191,33 +269,47 @@ impl Ports {
         let sink = &mut shared.sink;
         let vpc = section.required("vpc", "\"blue\"", sink, value::name);
         let vpc = vpc.and_then(|vpc| self.vpc_names.resolve("vpc", &vpc, sink));
-        let want = "\"10.0.0.1/24\"";
-        let address = section.required("address", want, sink, value::host_address);
+        let address = section.optional("address", sink, value::interface4);
+        let address6 = section.optional("address6", sink, value::interface6);
+        if !section.has("address") && !section.has("address6") {
+            let want = "add `address = \"10.0.0.1/24\"`, `address6 = \"fd00::1/64\"`, or both";
+            sink.push(section.span.clone(), "`address` of [[port]] is missing", want);
+        }
         let mac = section.optional("mac", sink, value::mac);
         let mtu = section.optional("mtu", sink, value::number(MTU_BYTES));
+        if let (Some(mtu), true) = (&mtu, section.has("address6"))
+            && mtu.value < MTU_MIN6_BYTES
+        {
+            let what = format!("`mtu` of [[port]] is {}: too little for IPv6", mtu.value);
+            sink.push(mtu.span.clone(), what, "want at least 1280 with `address6`");
+        }
         let queues = read_queues(&mut section, shared);
         let (place, own_mac) = (section.span.clone(), section.has("mac"));
         section.finish(&mut shared.sink);
 
-        let (vpc, address) = (vpc?, address?);
+        let vpc = vpc?;
         let draft = &mut self.drafts[usize::from(vpc)];
-        let free = check_address(draft, &address, shared);
+        let free4 = address.as_ref().is_none_or(|address| check_address4(draft, address, shared));
+        let free6 = address6.as_ref().is_none_or(|address| check_address6(draft, address, shared));
         let span = mac.as_ref().map_or(place, |mac| mac.span.clone());
+        let first = address.as_ref().map(|address| IpAddr::V4(address.value.address));
+        let first = first.or(address6.as_ref().map(|address| address.value.address.into()));
         let mac = match mac {
             Some(mac) => mac.value,
-            None => derived_tenant_mac(draft.vni?, address.value.0),
+            None => derived_tenant_mac(draft.vni?, first?),
         };
         // A MAC address made from an address that is taken would be taken too.
-        if free || own_mac {
+        if (free4 && free6) || own_mac {
             let what = format!("the MAC address {mac} in this VPC");
             draft.macs.claim(mac, &span, what, "want another `mac`", &mut shared.sink);
         }
+        let default = if self.has_vtep.1 { MTU_DEFAULT6_BYTES } else { MTU_DEFAULT_BYTES };
         let tenant = Tenant {
             vpc,
-            address: address.value.0,
-            prefix_len: address.value.1,
+            address: address.map(|address| address.value),
+            address6: address6.map(|address| address.value),
             mac,
-            mtu: mtu.map_or(MTU_DEFAULT_BYTES, |mtu| mtu.value) as u16,
+            mtu: mtu.map_or(default, |mtu| mtu.value) as u16,
         };
         let role = Role::Tenant(tenant);
         let id = PortId(self.list.len() as u16);
@@ -243,26 +335,49 @@ impl Ports {
     }
 }
 
-/// A tenant's address must be its own in the VPC (the result), and reach the gateway.
-fn check_address(draft: &mut Draft, address: &At<(Ipv4Addr, u8)>, shared: &mut Shared) -> bool {
-    let (ip, len) = address.value;
+fn check_address4(draft: &mut Draft, at: &At<Ipv4Interface>, shared: &mut Shared) -> bool {
+    check_family(draft, true, "address", &at.span, &mut shared.sink);
+    let Ipv4Interface { address, prefix_len } = at.value;
+    let gateway = draft.gateway.as_ref().map(|gateway| (gateway.value, gateway.span.clone()));
+    // With /32 nothing is on-link: the route to the gateway is then made explicitly.
+    let beyond =
+        gateway.filter(|(gateway, _)| prefix_len < 32 && !at.value.network().contains(*gateway));
+    let beyond = beyond.map(|(gateway, span)| (gateway.into(), span));
+    check_address(draft, (address.into(), prefix_len), &at.span, beyond, shared)
+}
+
+fn check_address6(draft: &mut Draft, at: &At<Ipv6Interface>, shared: &mut Shared) -> bool {
+    check_family(draft, false, "address6", &at.span, &mut shared.sink);
+    let Ipv6Interface { address, prefix_len } = at.value;
+    let gateway = draft.gateway6.as_ref().map(|gateway| (gateway.value, gateway.span.clone()));
+    let beyond =
+        gateway.filter(|(gateway, _)| prefix_len < 128 && !at.value.network().contains(*gateway));
+    let beyond = beyond.map(|(gateway, span)| (gateway.into(), span));
+    check_address(draft, (address.into(), prefix_len), &at.span, beyond, shared)
+}
+
+/// A tenant's address must be its own in the VPC (the result), and reach the gateway, which
+/// `beyond` names when it does not.
+fn check_address(
+    draft: &mut Draft,
+    (ip, len): (IpAddr, u8),
+    span: &Range<usize>,
+    beyond: Option<(IpAddr, Range<usize>)>,
+    shared: &mut Shared,
+) -> bool {
     let sink = &mut shared.sink;
     let what = format!("the address {ip} in this VPC");
-    let free = draft.addresses.claim(ip, &address.span, what, "want another address", sink);
-    let host = Ipv4Prefix::containing(ip, 32).and_then(|host| draft.route_claims.get(&host));
-    if let Some(route) = host {
+    let free = draft.addresses.claim(ip, span, what, "want another address", sink);
+    if let Some(route) = draft.route_claims.get(&IpPrefix::host(ip)) {
         let what = format!("a route of the VPC sends {ip} to another host");
         let want = "want the address here or the route, not both";
-        sink.push_with(address.span.clone(), what, want, (route.clone(), "the route is"));
+        sink.push_with(span.clone(), what, want, (route.clone(), "the route is"));
     }
-    let Some(gateway) = &draft.gateway else { return free };
-    let network = Ipv4Prefix::containing(ip, len);
-    // With /32 nothing is on-link: the route to the gateway is then made explicitly.
-    if len < 32 && !network.is_some_and(|network| network.contains(gateway.value)) {
-        let what = format!("{ip}/{len} does not reach the VPC's gateway {}", gateway.value);
-        let want = "want an address in the gateway's network, or /32";
-        let other = (gateway.span.clone(), "the gateway is");
-        sink.push_with(address.span.clone(), what, want, other);
+    if let Some((gateway, place)) = beyond {
+        let what = format!("{ip}/{len} does not reach the VPC's gateway {gateway}");
+        let all = if ip.is_ipv4() { 32 } else { 128 };
+        let want = format!("want an address in the gateway's network, or /{all}");
+        sink.push_with(span.clone(), what, &want, (place, "the gateway is"));
     }
     free
 }
@@ -304,9 +419,11 @@ mod tests {
     fn derived_addresses_are_unicast_local_and_distinct() {
         let gateway = derived_gateway_mac(0x01_02_03);
         assert_eq!(gateway.to_string(), "02:6f:62:01:02:03");
-        let tenant = derived_tenant_mac(0x01_02_03, Ipv4Addr::new(10, 0, 0, 1));
+        let tenant = derived_tenant_mac(0x01_02_03, Ipv4Addr::new(10, 0, 0, 1).into());
         assert_eq!(tenant.to_string(), "06:00:0a:00:00:01");
-        for mac in [gateway, tenant] {
+        let tenant6 = derived_tenant_mac(0x01_02_03, Ipv6Addr::from_bits(0xfd << 120 | 7).into());
+        assert_eq!(tenant6.to_string(), "0a:00:00:00:00:07");
+        for mac in [gateway, tenant, tenant6] {
             assert!(!mac.is_group() && mac.0[0] & 2 == 2);
         }
     }

@@ -2,8 +2,9 @@
 
 use super::diff::Kind;
 use crate::packet::PortId;
-use outboard_wire::{Ipv4Prefix, Mac};
-use std::net::{Ipv4Addr, SocketAddr};
+use outboard_wire::{IpPrefix, Ipv4Prefix, Ipv6Prefix, Mac};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Frames that a worker needs for each queue that it owns: a fill ring of 64, and as many on their
@@ -71,21 +72,34 @@ pub struct Vpc {
     pub name: String,
     /// VXLAN network identifier, 1 to 2^24 - 1.
     pub vni: u32,
-    /// The virtual gateway's address.
-    pub gateway: Ipv4Addr,
+    /// The virtual gateway's IPv4 address; the VPC has one of this and the next, or both.
+    pub gateway: Option<Ipv4Addr>,
+    /// The virtual gateway's IPv6 address.
+    pub gateway6: Option<Ipv6Addr>,
     /// The virtual gateway's MAC address, the same on all hosts.
     pub gateway_mac: Mac,
+    /// What outer packets carry as DSCP.
+    pub dscp: Dscp,
     /// Destinations behind other hosts.
     pub routes: Vec<Route>,
+}
+
+/// The differentiated services codepoint of outer packets (RFC 2983).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dscp {
+    /// The inner packet's: the uniform model.
+    Copy,
+    /// This one, below 64, whatever is inside: the pipe model.
+    Fixed(u8),
 }
 
 /// `[[vpc.route]]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Destination inside the VPC.
-    pub to: Ipv4Prefix,
-    /// Tunnel address of the host behind which it is.
-    pub via: Ipv4Addr,
+    pub to: IpPrefix,
+    /// Tunnel address of the host behind which it is, of either family.
+    pub via: IpAddr,
     /// Inner destination MAC; the VPC's gateway MAC when the far end is Outboard.
     pub mac: Mac,
 }
@@ -113,8 +127,13 @@ pub enum Role {
     Tenant(Tenant),
     /// The network between hosts.
     Uplink {
-        /// This host's tunnel address, assigned to the interface.
-        vtep: Ipv4Addr,
+        /// This host's IPv4 tunnel address, assigned to the interface; the uplink has one of this
+        /// and the next, or both.
+        vtep: Option<Ipv4Addr>,
+        /// This host's IPv6 tunnel address.
+        vtep6: Option<Ipv6Addr>,
+        /// Whether tunnel packets over IPv6 may come without a UDP checksum (RFC 6936).
+        zero_checksum6: bool,
     },
 }
 
@@ -133,14 +152,60 @@ impl Port {
 pub struct Tenant {
     /// Index of its VPC.
     pub vpc: u16,
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// Prefix length of its on-link network.
-    pub prefix_len: u8,
+    /// Its IPv4 address; a tenant has one of this and the next, or both.
+    pub address: Option<Ipv4Interface>,
+    /// Its IPv6 address.
+    pub address6: Option<Ipv6Interface>,
     /// Its MAC address.
     pub mac: Mac,
     /// MTU of its interface in bytes of IP packet.
     pub mtu: u16,
+}
+
+/// An IPv4 address with the prefix length of its on-link network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Interface {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The prefix length in bits, 1 to 32.
+    pub prefix_len: u8,
+}
+
+impl Ipv4Interface {
+    /// The on-link network.
+    pub fn network(self) -> Ipv4Prefix {
+        let network = Ipv4Prefix::containing(self.address, self.prefix_len);
+        network.expect("the configuration checks prefix lengths")
+    }
+}
+
+impl fmt::Display for Ipv4Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
+    }
+}
+
+/// An IPv6 address with the prefix length of its on-link network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Interface {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// The prefix length in bits, 1 to 128.
+    pub prefix_len: u8,
+}
+
+impl Ipv6Interface {
+    /// The on-link network.
+    pub fn network(self) -> Ipv6Prefix {
+        let network = Ipv6Prefix::containing(self.address, self.prefix_len);
+        network.expect("the configuration checks prefix lengths")
+    }
+}
+
+impl fmt::Display for Ipv6Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix_len)
+    }
 }
 
 /// `[[volume]]`

@@ -1,6 +1,6 @@
 //! The example parses to what it says, errors read as intended, and no bytes cause a panic.
 
-use super::plan::{Backing, Role, Runtime, WaitMode};
+use super::plan::{Backing, Dscp, Role, Runtime, WaitMode};
 use super::{FILE_BYTES_MAX, Plan, parse};
 use std::path::PathBuf;
 
@@ -42,9 +42,11 @@ fn the_example_is_what_it_says() {
     assert_eq!(blue.routes[0].mac, blue.gateway_mac);
     let names: Vec<_> = plan.ports.iter().map(|port| port.name.as_str()).collect();
     assert_eq!(names, ["uplink", "blue-web", "red-web"]);
-    assert_eq!(plan.ports[0].role, Role::Uplink { vtep: "192.0.2.1".parse().unwrap() });
+    let vtep = Some("192.0.2.1".parse().unwrap());
+    assert_eq!(plan.ports[0].role, Role::Uplink { vtep, vtep6: None, zero_checksum6: false });
     let Role::Tenant(tenant) = plan.ports[1].role else { panic!("a tenant") };
-    assert_eq!((tenant.vpc, tenant.prefix_len, tenant.mtu), (0, 24, 1450));
+    assert_eq!((tenant.vpc, tenant.mtu), (0, 1450));
+    assert_eq!(tenant.address.map(|own| own.prefix_len), Some(24));
     assert_eq!(tenant.mac.to_string(), "06:64:0a:00:00:01");
     assert_eq!(plan.ports[2].queues, [0, 1]);
     assert_eq!(plan.volumes[1].backing, Backing::Mem { bytes: 64 << 20 });
@@ -129,7 +131,7 @@ error: `vtep` of [[uplink]] is missing
  --> host.toml:6:1
   |
 6 | [[uplink]]
-  | ^^^^^^^^^^ add `vtep = "192.0.2.1"`
+  | ^^^^^^^^^^ add `vtep = "192.0.2.1"`, `vtep6 = "2001:db8::1"`, or both
 
 error: the interface "eth1" is taken already
   --> host.toml:11:13
@@ -327,6 +329,131 @@ fn routes_are_consistent() {
     );
 }
 
+const VPC6: &str = "name = 'a'\n[[vpc]]\nname = 'v'\nvni = 7\ngateway6 = 'fd00::fe'\n";
+const PORT6: &str = "[[port]]\nname = 'p'\ninterface = 'p'\nvpc = 'v'\naddress6 = 'fd00::1/64'\n";
+const UPLINK6: &str = "[[uplink]]\nname = 'u'\ninterface = 'u'\nvtep6 = '2001:db8::1'\n";
+
+#[test]
+fn ipv6_alone_and_both_families() {
+    let route = "[[vpc.route]]\nto = 'fd00:0:0:1::/64'\nvia = '2001:db8::2'\n";
+    let alone = plan(&format!("{VPC6}{route}{UPLINK6}{PORT6}"));
+    let vpc = &alone.vpcs[0];
+    assert_eq!((vpc.gateway, vpc.gateway6), (None, Some("fd00::fe".parse().unwrap())));
+    assert_eq!((vpc.routes[0].to.to_string().as_str(), vpc.dscp), ("fd00:0:0:1::/64", DSCP_0));
+    assert_eq!(vpc.routes[0].via.to_string(), "2001:db8::2");
+    let Role::Tenant(tenant) = alone.ports[1].role else { panic!("a tenant") };
+    assert_eq!((tenant.address, tenant.mtu), (None, 1430));
+    assert_eq!(tenant.mac.to_string(), "0a:07:00:00:00:01");
+    // Either family inside goes over either outside.
+    let both = VPC6.replace("gateway6", "dscp = 'copy'\ngateway = '10.0.0.254'\ngateway6");
+    let mixed = "[[vpc.route]]\nto = '10.0.1.0/24'\nvia = '2001:db8::2'\n\
+                 [[vpc.route]]\nto = 'fd00:0:0:1::/64'\nvia = '192.0.2.2'\n";
+    let uplink = format!("{UPLINK6}vtep = '192.0.2.1'\nzero_checksum6 = true\n");
+    let port = format!("{PORT6}address = '10.0.0.1/24'\n");
+    let both = plan(&format!("{both}{mixed}{uplink}{port}"));
+    assert_eq!((both.vpcs[0].dscp, both.vpcs[0].routes.len()), (Dscp::Copy, 2));
+    let Role::Tenant(tenant) = both.ports[1].role else { panic!("a tenant") };
+    assert_eq!(tenant.address6.map(|own| own.prefix_len), Some(64));
+    assert_eq!(tenant.mac.to_string(), "06:07:0a:00:00:01");
+}
+
+const DSCP_0: Dscp = Dscp::Fixed(0);
+
+#[test]
+fn what_is_of_a_family_needs_the_gateway_and_the_tunnel_address_of_it() {
+    wrong_one(
+        &format!("{VPC6}{PORT}"),
+        "`address` is IPv4, but the VPC has no `gateway`",
+        "add `gateway` to the VPC, or use the other family",
+    );
+    wrong_one(
+        &format!("{VPC}{PORT6}"),
+        "`address6` is IPv6, but the VPC has no `gateway6`",
+        "add `gateway6` to the VPC, or use the other family",
+    );
+    let route = |to: &str, via: &str| format!("[[vpc.route]]\nto = '{to}'\nvia = '{via}'\n");
+    wrong_one(
+        &format!("{VPC}{}{UPLINK}", route("fd00:1::/64", "192.0.2.2")),
+        "`to` is IPv6, but the VPC has no `gateway6`",
+        "add `gateway6` to the VPC, or use the other family",
+    );
+    wrong_one(
+        &format!("{VPC}{}{UPLINK}", route("10.0.1.0/24", "2001:db8::2")),
+        "`via` of [[vpc.route]] is 2001:db8::2, but no uplink has `vtep6`",
+        "add `vtep6` to an [[uplink]], or use the other host's other address",
+    );
+    wrong_one(
+        &format!("{VPC}{}{UPLINK6}", route("10.0.1.0/24", "192.0.2.2")),
+        "`via` of [[vpc.route]] is 192.0.2.2, but no uplink has `vtep`",
+        "add `vtep` to an [[uplink]], or use the other host's other address",
+    );
+    wrong_one(
+        &format!("{VPC6}{}{UPLINK6}", route("fd00:1::/64", "2001:db8::1")),
+        "`via` of [[vpc.route]] is 2001:db8::1, this host itself",
+        "want the `vtep` of another host",
+    );
+    wrong_one(
+        "name = 'a'\n[[vpc]]\nname = 'v'\nvni = 7\n",
+        "`gateway` of [[vpc]] is missing",
+        "add `gateway = \"10.0.0.254\"`, `gateway6 = \"fd00::fe\"`, or both",
+    );
+    wrong_one(
+        &format!("{VPC}{}", PORT.replace("address = '10.0.0.1/24'\n", "")),
+        "`address` of [[port]] is missing",
+        "add `address = \"10.0.0.1/24\"`, `address6 = \"fd00::1/64\"`, or both",
+    );
+    wrong_one(
+        &format!("{VPC}{UPLINK}zero_checksum6 = true\n"),
+        "`zero_checksum6` of [[uplink]] has no effect without `vtep6`",
+        "want it only with `vtep6`",
+    );
+}
+
+#[test]
+fn ipv6_addresses_are_consistent() {
+    let port = |address: &str| format!("{VPC6}{}", PORT6.replace("fd00::1/64", address));
+    plan(&port("fd00::fd/127").replace("fd00::fe", "fd00::fc"));
+    plan(&port("2001:db8::7/128"));
+    let want = "want address and prefix length, such as \"fd00::1/64\"";
+    for (address, want) in [
+        ("fe80::1/64", want),
+        ("ff02::1/64", want),
+        ("::1/64", want),
+        ("::ffff:10.0.0.1/64", want),
+        ("fd00::1/129", want),
+        ("fd00::1/0", want),
+        ("10.0.0.1/24", "this is an IPv4 address; want it as `address`"),
+        ("fd00::/64", "this is the network itself; want a host's address in it"),
+    ] {
+        wrong_one(&port(address), &format!("`address6` of [[port]] is \"{address}\""), want);
+    }
+    wrong_one(
+        &format!("{VPC}{}", PORT.replace("10.0.0.1/24", "fd00::1/64")),
+        "`address` of [[port]] is \"fd00::1/64\"",
+        "this is an IPv6 address; want it as `address6`",
+    );
+    wrong_one(
+        &port("fd00::fe/64"),
+        "the address fd00::fe in this VPC is taken already",
+        "want another address",
+    );
+    wrong_one(
+        &port("fd00:1::1/64"),
+        "fd00:1::1/64 does not reach the VPC's gateway fd00::fe",
+        "want an address in the gateway's network, or /128",
+    );
+    wrong_one(
+        &format!("{VPC6}{PORT6}mtu = 1279\n"),
+        "`mtu` of [[port]] is 1279: too little for IPv6",
+        "want at least 1280 with `address6`",
+    );
+    plan(&format!("{VPC6}{PORT6}mtu = 1280\n"));
+    for (dscp, right) in [("63", true), ("64", false), ("'copy'", true), ("'ef'", false)] {
+        let text = format!("{VPC6}dscp = {dscp}\n");
+        assert_eq!(parse("f", text.as_bytes()).is_ok(), right, "{dscp}");
+    }
+}
+
 #[test]
 fn volumes_are_consistent() {
     let volume = |lines: &str| format!("name = 'a'\n[[volume]]\nname = 'v'\n{lines}\n");
@@ -480,7 +607,12 @@ fn check(bytes: &[u8]) {
         assert!(!port.queues.is_empty());
         assert!(port.queues.iter().all(|worker| usize::from(*worker) < workers));
         if let Role::Tenant(tenant) = port.role {
-            assert!(usize::from(tenant.vpc) < plan.vpcs.len() && tenant.prefix_len <= 32);
+            let vpc = &plan.vpcs[usize::from(tenant.vpc)];
+            assert!(tenant.address.is_some() || tenant.address6.is_some());
+            assert!(tenant.address.is_none() || vpc.gateway.is_some());
+            assert!(tenant.address6.is_none() || vpc.gateway6.is_some() && tenant.mtu >= 1280);
+            let _ = tenant.address.map(|own| own.network());
+            let _ = tenant.address6.map(|own| own.network());
         }
     }
     assert!(plan.volumes.iter().all(|volume| usize::from(volume.worker) < workers));

@@ -1,8 +1,9 @@
 //! What single values may be. Each function takes a TOML value and gives the checked value, or
 //! what is wrong with it and what would be right.
 
-use outboard_wire::{Ipv4Prefix, Mac};
-use std::net::{Ipv4Addr, SocketAddr};
+use super::plan::{Dscp, Ipv4Interface, Ipv6Interface};
+use outboard_wire::{IpPrefix, Mac};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use toml::de::DeValue;
@@ -154,44 +155,107 @@ pub(super) fn ipv4(value: &DeValue) -> Result<Ipv4Addr, Wrong> {
     }
 }
 
-fn split_prefix(value: &DeValue, want: &str) -> Result<(Ipv4Addr, u8), Wrong> {
+/// The same for IPv6; link-local addresses mean something on one link only.
+fn is_host6(address: Ipv6Addr) -> bool {
+    let mapped = address.to_ipv4_mapped().is_some();
+    let special = address.is_unspecified() || address.is_loopback() || mapped;
+    !special && !address.is_multicast() && !address.is_unicast_link_local()
+}
+
+/// The IPv6 address of one host.
+pub(super) fn ipv6(value: &DeValue) -> Result<Ipv6Addr, Wrong> {
+    let want = "want an IPv6 address, such as \"fd00::1\"";
+    let given = text(value, want)?;
+    match given.parse() {
+        Ok(address) if is_host6(address) => Ok(address),
+        Ok(_) => wrong(shown(given), "want a host's global address: not fe80::/10, ff00::/8, ::1"),
+        Err(_) => wrong(shown(given), want),
+    }
+}
+
+/// The address of one host, of either family.
+pub(super) fn ip(value: &DeValue) -> Result<IpAddr, Wrong> {
+    let want = "want an IP address, such as \"192.0.2.2\" or \"2001:db8::2\"";
+    match text(value, want)?.parse() {
+        Ok(IpAddr::V4(_)) => ipv4(value).map(IpAddr::V4),
+        Ok(IpAddr::V6(_)) => ipv6(value).map(IpAddr::V6),
+        Err(_) => wrong(shown(text(value, want)?), want),
+    }
+}
+
+fn split_prefix(value: &DeValue, want: &str) -> Result<(IpAddr, u8), Wrong> {
     let given = text(value, want)?;
     let parts = given.split_once('/').and_then(|(address, len)| {
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
         let digits = len.bytes().all(|byte| byte.is_ascii_digit());
-        Some((address.parse().ok()?, len.parse().ok().filter(|len| digits && *len <= 32)?))
+        Some((address, len.parse().ok().filter(|len| digits && *len <= most)?))
     });
     parts.map_or_else(|| wrong(shown(given), want), Ok)
 }
 
 /// A network without host bits.
-pub(super) fn network(value: &DeValue) -> Result<Ipv4Prefix, Wrong> {
+pub(super) fn network(value: &DeValue) -> Result<IpPrefix, Wrong> {
     let (address, len) = split_prefix(value, "want a network, such as \"10.0.1.0/24\"")?;
-    if let Some(prefix) = Ipv4Prefix::new(address, len) {
+    if let Some(prefix) = IpPrefix::new(address, len) {
         return Ok(prefix);
     }
-    let right = Ipv4Prefix::containing(address, len).map(|prefix| prefix.to_string());
+    let right = IpPrefix::containing(address, len).map(|prefix| prefix.to_string());
     let want = format!("host bits are set; want \"{}\"", right.unwrap_or_default());
     wrong(format!("is \"{address}/{len}\""), want)
 }
 
-/// A host's address with the prefix length of its network.
-pub(super) fn host_address(value: &DeValue) -> Result<(Ipv4Addr, u8), Wrong> {
+/// A host's IPv4 address with the prefix length of its network.
+pub(super) fn interface4(value: &DeValue) -> Result<Ipv4Interface, Wrong> {
     let want = "want address and prefix length, such as \"10.0.0.1/24\"";
-    let (address, len) = split_prefix(value, want)?;
-    let what = || format!("is \"{address}/{len}\"");
-    if !is_host(address) || len == 0 {
+    let (IpAddr::V4(address), prefix_len) = split_prefix(value, want)? else {
+        return wrong(shown(text(value, want)?), "this is an IPv6 address; want it as `address6`");
+    };
+    let what = || format!("is \"{address}/{prefix_len}\"");
+    if !is_host(address) || prefix_len == 0 {
         return wrong(what(), want);
     }
-    let mask = u32::MAX << (32 - u32::from(len));
+    let mask = u32::MAX << (32 - u32::from(prefix_len));
     let host = address.to_bits() & !mask;
     // RFC 3021: networks of 31 and 32 bits have neither of the two reserved addresses.
-    if len <= 30 && host == 0 {
+    if prefix_len <= 30 && host == 0 {
         return wrong(what(), "this is the network itself; want a host's address in it");
     }
-    if len <= 30 && host == !mask {
+    if prefix_len <= 30 && host == !mask {
         return wrong(what(), "this is the network's broadcast address; want a host's");
     }
-    Ok((address, len))
+    Ok(Ipv4Interface { address, prefix_len })
+}
+
+/// A host's IPv6 address with the prefix length of its network.
+pub(super) fn interface6(value: &DeValue) -> Result<Ipv6Interface, Wrong> {
+    let want = "want address and prefix length, such as \"fd00::1/64\"";
+    let (IpAddr::V6(address), prefix_len) = split_prefix(value, want)? else {
+        return wrong(shown(text(value, want)?), "this is an IPv4 address; want it as `address`");
+    };
+    let what = || format!("is \"{address}/{prefix_len}\"");
+    if !is_host6(address) || prefix_len == 0 {
+        return wrong(what(), want);
+    }
+    // RFC 4291, 2.6.1: the network's own address is that of all its routers; RFC 6164 gives it
+    // to a host where a network has two addresses.
+    let host = address.to_bits() & u128::MAX.checked_shr(u32::from(prefix_len)).unwrap_or(0);
+    if prefix_len <= 126 && host == 0 {
+        return wrong(what(), "this is the network itself; want a host's address in it");
+    }
+    Ok(Ipv6Interface { address, prefix_len })
+}
+
+/// `"copy"`, or a codepoint.
+pub(super) fn dscp(value: &DeValue) -> Result<Dscp, Wrong> {
+    const CODEPOINT_MAX: u64 = 63;
+    if value.as_str() == Some("copy") {
+        return Ok(Dscp::Copy);
+    }
+    match number(0..=CODEPOINT_MAX)(value) {
+        Ok(codepoint) => Ok(Dscp::Fixed(codepoint as u8)),
+        Err(Wrong { what, .. }) => wrong(what, "want \"copy\" or a number from 0 to 63"),
+    }
 }
 
 /// The MAC address of one interface.

@@ -201,10 +201,10 @@ pub fn open_port(
 /// The tunnel addresses of all uplinks: each takes what is for any of them.
 pub fn vteps(plan: &Plan) -> Vec<IpAddr> {
     let of = |port: &Port| match port.role {
-        Role::Uplink { vtep } => Some(IpAddr::V4(vtep)),
-        Role::Tenant(_) => None,
+        Role::Uplink { vtep, vtep6, .. } => [vtep.map(IpAddr::V4), vtep6.map(IpAddr::V6)],
+        Role::Tenant(_) => [None, None],
     };
-    plan.ports.iter().filter_map(of).collect()
+    plan.ports.iter().flat_map(of).flatten().collect()
 }
 
 /// The place of a port's queue among the queues of the worker that owns it.

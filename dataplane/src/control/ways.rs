@@ -3,7 +3,7 @@
 use super::netlink::underlay::{Underlay, UnderlayError};
 use crate::config::Plan;
 use crate::switch::{NextHop, Tables};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Every far end's next hop.
@@ -12,7 +12,7 @@ pub struct Ways {
     underlay: Underlay,
     /// Interfaces by port number.
     interfaces: Vec<String>,
-    known: Vec<(Ipv4Addr, NextHop)>,
+    known: Vec<(IpAddr, NextHop)>,
 }
 
 impl Ways {
@@ -44,9 +44,9 @@ impl Ways {
 
     fn text(&self, next_hop: &NextHop) -> String {
         match next_hop {
-            NextHop::Resolved { port, dst_mac, mtu, .. } => {
+            NextHop::Resolved { port, dst_mac, path_mtu, .. } => {
                 let interface = &self.interfaces[usize::from(port.0)];
-                format!("over {interface} to {dst_mac}, MTU {mtu}")
+                format!("over {interface} to {dst_mac}, MTU {path_mtu}")
             }
             NextHop::Unresolved => "unresolved: nobody has answered for its MAC address yet".into(),
             NextHop::NoRoute => "no route over an uplink that is up; see `ip route get`".into(),

@@ -28,11 +28,11 @@ pub(super) fn arp(
         return Err(not_gateway(frame.destination));
     }
     let request = request(packet.head())?;
-    if request.target == port.address {
+    if Some(request.target) == port.address {
         return Err(DropReason::ArpIgnored);
     }
     let vpc = &tables.vpcs[usize::from(port.vpc)];
-    if request.target != port.gateway && vpc.routes.get(request.target).is_none() {
+    if Some(request.target) != port.gateway && vpc.routes.get(request.target).is_none() {
         return Err(DropReason::NoRoute);
     }
     cut(packet, ARP_FRAME_BYTES, free);

@@ -301,7 +301,7 @@ fn compile(tables: &Tables, seen: &Seen) -> Result<u32, DropReason> {
     if from_uplink && !vpc.has_far_end(Ipv4Addr::from_bits(seen.far_end)) {
         return Err(DropReason::UnknownVtep);
     }
-    if destination == vpc.gateway {
+    if Some(destination) == vpc.gateway {
         return Err(DropReason::ToGateway);
     }
     if let Some(reason) = parse::unroutable(destination) {

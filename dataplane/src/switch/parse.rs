@@ -59,7 +59,7 @@ pub(super) fn tenant(packet: &Packet, port: &TenantPort) -> Result<Kind, DropRea
     }
     let available = packet.bytes() - ethernet::BYTES;
     let ip = Ipv4::parse(&head[ethernet::BYTES..], available).map_err(reason)?;
-    if ip.destination == port.gateway {
+    if Some(ip.destination) == port.gateway {
         return Ok(Kind::ToGateway(ip));
     }
     let key = key(head, ethernet::BYTES, &ip, port.vpc, false)?;

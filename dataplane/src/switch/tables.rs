@@ -8,9 +8,9 @@ use super::transform::Transform;
 use crate::config::Plan;
 use crate::config::plan::{Role, Vpc};
 use crate::packet::PortId;
-use outboard_wire::{Ipv4Prefix, Mac};
+use outboard_wire::{IpPrefix, Ipv4Prefix, Mac};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A far end's number in [`Tables`]. Tables made from one plan number alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,13 +24,14 @@ pub enum NextHop {
         /// The uplink.
         port: PortId,
         /// This host's tunnel address on it.
-        src_ip: Ipv4Addr,
+        src_ip: IpAddr,
         /// The uplink's MAC address.
         src_mac: Mac,
         /// The far end's MAC address, or that of the router towards it.
         dst_mac: Mac,
-        /// The largest outer IP packet in bytes.
-        mtu: u32,
+        /// The largest outer IP packet in bytes that reaches the far end: the link's and the
+        /// route's MTU, and what routers on the way told.
+        path_mtu: u32,
     },
     /// There is a route, but no MAC address yet.
     Unresolved,
@@ -49,7 +50,9 @@ pub struct Tables {
     /// This host's tunnel addresses.
     vteps: Box<[Ipv4Addr]>,
     /// Tunnel addresses of other hosts, ascending; the index is the [`NextHopId`].
-    far_ends: Box<[Ipv4Addr]>,
+    far_ends: Box<[IpAddr]>,
+    /// The largest outer IP packet to each far end; 0 where there is no way to it.
+    path_mtus: Box<[u32]>,
 }
 
 /// What a packet's ingress port tells about it.
@@ -64,14 +67,14 @@ pub(super) enum Ingress {
 pub(super) struct TenantPort {
     pub(super) vpc: u16,
     pub(super) gateway_mac: Mac,
-    pub(super) gateway: Ipv4Addr,
-    pub(super) address: Ipv4Addr,
+    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) address: Option<Ipv4Addr>,
 }
 
 /// One VPC.
 #[derive(Debug)]
 pub(super) struct VpcTable {
-    pub(super) gateway: Ipv4Addr,
+    pub(super) gateway: Option<Ipv4Addr>,
     pub(super) gateway_mac: Mac,
     /// Destinations to indices of transforms.
     pub(super) routes: Lpm,
@@ -89,7 +92,7 @@ impl VpcTable {
 impl Tables {
     /// The tables of a plan, given the way to each far end; a far end that is not in `next_hops`
     /// has no route. Where a route and a local tenant name the same address, the tenant wins.
-    pub fn new(plan: &Plan, next_hops: &[(Ipv4Addr, NextHop)]) -> Tables {
+    pub fn new(plan: &Plan, next_hops: &[(IpAddr, NextHop)]) -> Tables {
         let routes = || plan.vpcs.iter().flat_map(|vpc| &vpc.routes);
         let far_ends = distinct(routes().map(|route| route.via));
         let next_hops: BTreeMap<_, _> = next_hops.iter().copied().collect();
@@ -102,18 +105,19 @@ impl Tables {
                 gateway: vpc.gateway,
                 gateway_mac: vpc.gateway_mac,
                 routes: Lpm::new(tunnels.into_iter().chain(tenants).collect()),
-                far_ends: distinct(vpc.routes.iter().map(|route| route.via)),
+                far_ends: distinct(vpc.routes.iter().filter_map(|route| ipv4(route.via))),
             });
         }
         Tables {
             ports: ingresses(plan),
             vnis: VniMap::new(plan.vpcs.iter().map(|vpc| vpc.vni)),
             vteps: distinct(plan.ports.iter().filter_map(|port| match port.role {
-                Role::Uplink { vtep } => Some(vtep),
+                Role::Uplink { vtep, .. } => vtep,
                 Role::Tenant(_) => None,
             })),
             vpcs: vpcs.into(),
             transforms: transforms.into(),
+            path_mtus: far_ends.iter().map(|far_end| path_mtu(next_hops.get(far_end))).collect(),
             far_ends,
         }
     }
@@ -124,8 +128,14 @@ impl Tables {
     }
 
     /// The tunnel address behind a [`NextHopId`] of these tables.
-    pub fn far_end(&self, id: NextHopId) -> Option<Ipv4Addr> {
+    pub fn far_end(&self, id: NextHopId) -> Option<IpAddr> {
         self.far_ends.get(id.0 as usize).copied()
+    }
+
+    /// The largest outer IP packet in bytes to a far end; `None` when there is no way to it now.
+    pub fn path_mtu(&self, far_end: IpAddr) -> Option<u32> {
+        let index = self.far_ends.binary_search(&far_end).ok()?;
+        self.path_mtus.get(index).copied().filter(|mtu| *mtu > 0)
     }
 
     /// The VPC with this VNI.
@@ -141,7 +151,21 @@ impl Tables {
     }
 }
 
-fn distinct(addresses: impl Iterator<Item = Ipv4Addr>) -> Box<[Ipv4Addr]> {
+fn path_mtu(next_hop: Option<&NextHop>) -> u32 {
+    match next_hop {
+        Some(NextHop::Resolved { path_mtu, .. }) => *path_mtu,
+        _ => 0,
+    }
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn distinct<A: Ord>(addresses: impl Iterator<Item = A>) -> Box<[A]> {
     let mut list: Vec<_> = addresses.collect();
     list.sort_unstable();
     list.dedup();
@@ -166,7 +190,7 @@ fn ingress(plan: &Plan, role: &Role) -> Ingress {
                 vpc: tenant.vpc,
                 gateway_mac: vpc.gateway_mac,
                 gateway: vpc.gateway,
-                address: tenant.address,
+                address: tenant.address.map(|own| own.address),
             })
         }
     }
@@ -176,20 +200,22 @@ fn ingress(plan: &Plan, role: &Role) -> Ingress {
 /// end and MAC share a transform, so that the transforms in use stay in the nearest cache.
 fn tunnels(
     vpc: &Vpc,
-    far_ends: &[Ipv4Addr],
-    next_hops: &BTreeMap<Ipv4Addr, NextHop>,
+    far_ends: &[IpAddr],
+    next_hops: &BTreeMap<IpAddr, NextHop>,
     transforms: &mut Vec<Transform>,
 ) -> Vec<(Ipv4Prefix, u32)> {
     let mut shared = BTreeMap::new();
     let mut routes = Vec::new();
     for route in &vpc.routes {
+        // What is of IPv6 has no transform yet.
+        let (IpPrefix::V4(to), true) = (route.to, route.via.is_ipv4()) else { continue };
         let transform = *shared.entry((route.via, route.mac)).or_insert_with(|| {
             let id = far_ends.partition_point(|far_end| *far_end < route.via) as u32;
             let next_hop = next_hops.get(&route.via).unwrap_or(&NextHop::NoRoute);
             transforms.push(Transform::tunnel(vpc, route, next_hop, NextHopId(id)));
             transforms.len() as u32 - 1
         });
-        routes.push((route.to, transform));
+        routes.push((to, transform));
     }
     routes
 }
@@ -207,8 +233,9 @@ fn tenants(
         if usize::from(tenant.vpc) != index {
             continue;
         }
+        let Some(own) = tenant.address else { continue };
         transforms.push(Transform::tenant(vpc, tenant, port.id));
-        let host = Ipv4Prefix::containing(tenant.address, 32);
+        let host = Ipv4Prefix::containing(own.address, 32);
         routes.extend(host.map(|host| (host, transforms.len() as u32 - 1)));
     }
     routes

@@ -11,6 +11,7 @@ use crate::drop::DropReason;
 use crate::packet::{Packet, PortId};
 use outboard_dma::FreeList;
 use outboard_wire::{Checksum, Ethernet, Ipv4, Mac, Udp, Vxlan, ecn, ethernet, ipv4, udp, vxlan};
+use std::net::IpAddr;
 
 /// Bytes of outer headers and inner Ethernet header: what encapsulation writes.
 const HEADER_BYTES: usize = OUTER_BYTES + ethernet::BYTES;
@@ -59,11 +60,14 @@ impl Transform {
         let header = [0; HEADER_BYTES];
         let none = |to| Transform { header, to, port: PortId(0), mtu: 0, sum: 0 };
         let (port, mtu, src_ip, src_mac, dst_mac) = match *hop {
-            NextHop::Resolved { port, src_ip, src_mac, dst_mac, mtu } => {
-                (port, mtu, src_ip, src_mac, dst_mac)
+            NextHop::Resolved { port, src_ip, src_mac, dst_mac, path_mtu } => {
+                (port, path_mtu, src_ip, src_mac, dst_mac)
             }
             NextHop::Unresolved => return none(To::Unresolved(id)),
             NextHop::NoRoute => return none(To::NoUnderlayRoute),
+        };
+        let (IpAddr::V4(source), IpAddr::V4(destination)) = (src_ip, route.via) else {
+            return none(To::NoUnderlayRoute);
         };
         let outer = Ipv4 {
             tos: 0,
@@ -73,8 +77,8 @@ impl Transform {
             fragment: ipv4::DONT_FRAGMENT,
             ttl: OUTER_TTL,
             protocol: ipv4::UDP,
-            source: src_ip,
-            destination: route.via,
+            source,
+            destination,
         };
         let mut header = header;
         emit_outer(

@@ -57,7 +57,7 @@ impl Follower {
                 return;
             }
             if let Some(table) = self.underlay.poll(Duration::from_millis(200)).unwrap() {
-                assert_eq!((table.len(), table[0].0), (1, far_end()));
+                assert_eq!((table.len(), table[0].0), (1, far_end().into()));
                 assert_ne!(self.told, Some(table[0].1), "told without a change");
                 self.told = Some(table[0].1);
             }
@@ -69,10 +69,10 @@ impl Follower {
     fn until_resolved(&mut self, src: &str, dst: &str, mtu: u32) {
         let wanted = NextHop::Resolved {
             port: PortId(0),
-            src_ip: Ipv4Addr::new(192, 0, 2, 1),
+            src_ip: Ipv4Addr::new(192, 0, 2, 1).into(),
             src_mac: src.parse().unwrap(),
             dst_mac: dst.parse().unwrap(),
-            mtu,
+            path_mtu: mtu,
         };
         self.until(&format!("{wanted:?}"), |told| told == wanted);
     }

@@ -1,11 +1,13 @@
 //! Two hosts, two VPCs with the same addresses in both, two tenants per host and VPC.
 
 use outboard::config::Plan;
-use outboard::config::plan::{Port, Role, Route, Runtime, Tenant, Vpc, WaitMode};
+use outboard::config::plan::{
+    Dscp, Ipv4Interface, Port, Role, Route, Runtime, Tenant, Vpc, WaitMode,
+};
 use outboard::packet::PortId;
 use outboard::switch::{NextHop, Tables};
-use outboard_wire::{Ipv4Prefix, Mac};
-use std::net::Ipv4Addr;
+use outboard_wire::{IpPrefix, Mac};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 pub const HOSTS: usize = 2;
@@ -60,16 +62,18 @@ pub fn uplink_mac(host: usize) -> Mac {
 
 pub fn plan(host: usize) -> Plan {
     let other = 1 - host;
-    let route = |to: [u8; 4], len, via| Route {
-        to: Ipv4Prefix::new(to.into(), len).expect("a prefix"),
-        via,
+    let route = |to: [u8; 4], len, via: Ipv4Addr| Route {
+        to: IpPrefix::new(IpAddr::from(to), len).expect("a prefix"),
+        via: via.into(),
         mac: GATEWAY_MAC,
     };
     let vpc = |vni| Vpc {
         name: String::new(),
         vni,
-        gateway: GATEWAY,
+        gateway: Some(GATEWAY),
+        gateway6: None,
         gateway_mac: GATEWAY_MAC,
+        dscp: Dscp::Fixed(0),
         routes: vec![
             route([10, 0, other as u8, 0], 24, vtep(other)),
             route([10, 8, 0, 0], 16, UNRESOLVED),
@@ -86,15 +90,17 @@ pub fn plan(host: usize) -> Plan {
     let tenants = (0..TENANTS).map(|number| {
         let Place { vpc, address, mac, port: id, .. } = place(host, number);
         let vpc = vpc as u16;
-        port(id, Role::Tenant(Tenant { vpc, address, prefix_len: 16, mac, mtu: TENANT_MTU }))
+        let address = Some(Ipv4Interface { address, prefix_len: 16 });
+        port(id, Role::Tenant(Tenant { vpc, address, address6: None, mac, mtu: TENANT_MTU }))
     });
+    let uplink = Role::Uplink { vtep: Some(vtep(host)), vtep6: None, zero_checksum6: false };
     Plan {
         name: String::new(),
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 16 },
         control_socket: "".into(),
         workers: Vec::new(),
         vpcs: VNIS.map(vpc).into(),
-        ports: tenants.chain([port(UPLINK, Role::Uplink { vtep: vtep(host) })]).collect(),
+        ports: tenants.chain([port(UPLINK, uplink)]).collect(),
         volumes: Vec::new(),
         exports: Vec::new(),
         disks: Vec::new(),
@@ -105,10 +111,10 @@ pub fn plan(host: usize) -> Plan {
 pub fn resolved(host: usize) -> NextHop {
     NextHop::Resolved {
         port: UPLINK,
-        src_ip: vtep(host),
+        src_ip: vtep(host).into(),
         src_mac: uplink_mac(host),
         dst_mac: uplink_mac(1 - host),
-        mtu: UPLINK_MTU,
+        path_mtu: UPLINK_MTU,
     }
 }
 
@@ -123,7 +129,7 @@ pub fn tables_in_another_order(host: usize) -> Arc<Tables> {
     let mut plan = plan(host);
     for vpc in &mut plan.vpcs {
         let route = Route { mac: Mac([2, 0, 0, 3, 0, 0]), ..vpc.routes[1] };
-        let to = Ipv4Prefix::new([10, 7, 0, 0].into(), 16).expect("a prefix");
+        let to = IpPrefix::new(Ipv4Addr::new(10, 7, 0, 0).into(), 16).expect("a prefix");
         vpc.routes.insert(0, Route { to, ..route });
     }
     Arc::new(Tables::new(&plan, &hops(host, resolved(host))))
@@ -136,6 +142,6 @@ pub fn tables_without_uplink(host: usize) -> Arc<Tables> {
     Arc::new(Tables::new(&plan, &[]))
 }
 
-fn hops(host: usize, to_other: NextHop) -> [(Ipv4Addr, NextHop); 2] {
-    [(vtep(1 - host), to_other), (UNRESOLVED, NextHop::Unresolved)]
+fn hops(host: usize, to_other: NextHop) -> [(IpAddr, NextHop); 2] {
+    [(vtep(1 - host).into(), to_other), (UNRESOLVED.into(), NextHop::Unresolved)]
 }

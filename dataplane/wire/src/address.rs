@@ -1,7 +1,7 @@
 //! Addresses in their own types.
 
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 
 /// An IEEE 802 MAC address.
@@ -105,6 +105,131 @@ impl fmt::Debug for Ipv4Prefix {
     }
 }
 
+/// An IPv6 network: address and prefix length, host bits zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ipv6Prefix {
+    address: Ipv6Addr,
+    len: u8,
+}
+
+impl Ipv6Prefix {
+    /// `None` when `len` exceeds 128 or a host bit is set.
+    pub fn new(address: Ipv6Addr, len: u8) -> Option<Ipv6Prefix> {
+        let prefix = Ipv6Prefix { address, len };
+        (len <= 128 && address.to_bits() & !prefix.mask() == 0).then_some(prefix)
+    }
+
+    /// The network that contains `address`; `None` when `len` exceeds 128.
+    pub fn containing(address: Ipv6Addr, len: u8) -> Option<Ipv6Prefix> {
+        let mask = Ipv6Prefix { address, len: len.min(128) }.mask();
+        Ipv6Prefix::new(Ipv6Addr::from_bits(address.to_bits() & mask), len)
+    }
+
+    /// The network address.
+    pub fn address(self) -> Ipv6Addr {
+        self.address
+    }
+
+    /// The prefix length in bits.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> u8 {
+        self.len
+    }
+
+    /// The netmask as a number in host order.
+    pub fn mask(self) -> u128 {
+        u128::MAX.checked_shl(128 - u32::from(self.len)).unwrap_or(0)
+    }
+
+    /// Whether the network covers `address`.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        address.to_bits() & self.mask() == self.address.to_bits()
+    }
+}
+
+impl fmt::Display for Ipv6Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.len)
+    }
+}
+
+impl fmt::Debug for Ipv6Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A network of either family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IpPrefix {
+    /// IPv4.
+    V4(Ipv4Prefix),
+    /// IPv6.
+    V6(Ipv6Prefix),
+}
+
+impl IpPrefix {
+    /// `None` when `len` exceeds the family's bits or a host bit is set.
+    pub fn new(address: IpAddr, len: u8) -> Option<IpPrefix> {
+        match address {
+            IpAddr::V4(address) => Ipv4Prefix::new(address, len).map(IpPrefix::V4),
+            IpAddr::V6(address) => Ipv6Prefix::new(address, len).map(IpPrefix::V6),
+        }
+    }
+
+    /// The network that contains `address`; `None` when `len` exceeds the family's bits.
+    pub fn containing(address: IpAddr, len: u8) -> Option<IpPrefix> {
+        match address {
+            IpAddr::V4(address) => Ipv4Prefix::containing(address, len).map(IpPrefix::V4),
+            IpAddr::V6(address) => Ipv6Prefix::containing(address, len).map(IpPrefix::V6),
+        }
+    }
+
+    /// The network of one address alone.
+    pub fn host(address: IpAddr) -> IpPrefix {
+        match address {
+            IpAddr::V4(address) => IpPrefix::V4(Ipv4Prefix { address, len: 32 }),
+            IpAddr::V6(address) => IpPrefix::V6(Ipv6Prefix { address, len: 128 }),
+        }
+    }
+
+    /// Whether the network covers `address`; never one of the other family.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (IpPrefix::V4(prefix), IpAddr::V4(address)) => prefix.contains(address),
+            (IpPrefix::V6(prefix), IpAddr::V6(address)) => prefix.contains(address),
+            _ => false,
+        }
+    }
+}
+
+impl From<Ipv4Prefix> for IpPrefix {
+    fn from(prefix: Ipv4Prefix) -> IpPrefix {
+        IpPrefix::V4(prefix)
+    }
+}
+
+impl From<Ipv6Prefix> for IpPrefix {
+    fn from(prefix: Ipv6Prefix) -> IpPrefix {
+        IpPrefix::V6(prefix)
+    }
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IpPrefix::V4(prefix) => prefix.fmt(f),
+            IpPrefix::V6(prefix) => prefix.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -131,5 +256,28 @@ mod tests {
         assert!(Ipv4Prefix::new(Ipv4Addr::new(10, 0, 0, 0), 33).is_none());
         let net = Ipv4Prefix::containing(Ipv4Addr::new(10, 0, 0, 77), 24).unwrap();
         assert_eq!(net.to_string(), "10.0.0.0/24");
+    }
+
+    #[test]
+    fn ipv6_prefix_edges() {
+        let net: Ipv6Addr = "2001:db8:0:1::".parse().unwrap();
+        let all = Ipv6Prefix::new(Ipv6Addr::UNSPECIFIED, 0).unwrap();
+        assert!(all.contains(net));
+        let host = Ipv6Prefix::new(net, 128).unwrap();
+        assert!(host.contains(net) && !host.contains(Ipv6Addr::from_bits(net.to_bits() + 1)));
+        assert!(Ipv6Prefix::new(net, 63).is_none());
+        assert!(Ipv6Prefix::new(net, 129).is_none() && Ipv6Prefix::containing(net, 129).is_none());
+        let inside = Ipv6Addr::from_bits(net.to_bits() + 0x77);
+        assert_eq!(Ipv6Prefix::containing(inside, 64).unwrap().to_string(), "2001:db8:0:1::/64");
+    }
+
+    #[test]
+    fn families_never_meet() {
+        let all = IpPrefix::new(Ipv4Addr::UNSPECIFIED.into(), 0).unwrap();
+        assert!(all.contains(Ipv4Addr::LOCALHOST.into()));
+        assert!(!all.contains(Ipv6Addr::LOCALHOST.into()));
+        let host = IpPrefix::host(Ipv6Addr::LOCALHOST.into());
+        assert_eq!(host, IpPrefix::containing(Ipv6Addr::LOCALHOST.into(), 128).unwrap());
+        assert_eq!(IpPrefix::new(Ipv4Addr::LOCALHOST.into(), 33), None);
     }
 }

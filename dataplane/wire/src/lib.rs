@@ -18,7 +18,7 @@ mod steer;
 pub mod udp;
 pub mod vxlan;
 
-pub use address::{AddressError, Ipv4Prefix, Mac};
+pub use address::{AddressError, IpPrefix, Ipv4Prefix, Ipv6Prefix, Mac};
 pub use arp::Arp;
 pub use checksum::Checksum;
 pub use ethernet::Ethernet;

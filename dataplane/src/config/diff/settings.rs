@@ -4,7 +4,7 @@
 
 use super::Kind;
 use crate::config::plan::{
-    Backing, Disk, Export, Plan, Port, Role, Route, Runtime, Tenant, Volume, Vpc, Worker,
+    Backing, Disk, Dscp, Export, Plan, Port, Role, Route, Runtime, Tenant, Volume, Vpc, Worker,
 };
 use std::collections::BTreeMap;
 
@@ -63,12 +63,18 @@ fn settings<const N: usize>(list: [(&str, String); N]) -> Settings {
 }
 
 fn vpc(vpc: &Vpc) -> Settings {
-    let Vpc { name: _, vni, gateway, gateway_mac, routes } = vpc;
+    let Vpc { name: _, vni, gateway, gateway6, gateway_mac, dscp, routes } = vpc;
+    let dscp = match dscp {
+        Dscp::Copy => "copy".into(),
+        Dscp::Fixed(codepoint) => codepoint.to_string(),
+    };
     let mut all = settings([
         ("vni", vni.to_string()),
-        ("gateway", gateway.to_string()),
         ("gateway_mac", gateway_mac.to_string()),
+        ("dscp", dscp),
     ]);
+    all.extend(gateway.map(|gateway| ("gateway".into(), gateway.to_string())));
+    all.extend(gateway6.map(|gateway| ("gateway6".into(), gateway.to_string())));
     for Route { to, via, mac } in routes {
         let mac = if mac == gateway_mac { String::new() } else { format!(" mac {mac}") };
         all.insert(format!("route {to}"), format!("via {via}{mac}"));
@@ -85,15 +91,20 @@ fn port(plan: &Plan, port: &Port) -> Settings {
         ("workers", format!("[{}]", workers.join(", "))),
     ]);
     match role {
-        Role::Uplink { vtep } => {
-            all.insert("vtep".into(), vtep.to_string());
+        Role::Uplink { vtep, vtep6, zero_checksum6 } => {
+            all.extend(vtep.map(|vtep| ("vtep".into(), vtep.to_string())));
+            all.extend(vtep6.map(|vtep| ("vtep6".into(), vtep.to_string())));
+            all.insert("zero_checksum6".into(), zero_checksum6.to_string());
         }
-        Role::Tenant(Tenant { vpc, address, prefix_len, mac, mtu }) => all.extend(settings([
-            ("vpc", plan.vpcs[usize::from(*vpc)].name.clone()),
-            ("address", format!("{address}/{prefix_len}")),
-            ("mac", mac.to_string()),
-            ("mtu", mtu.to_string()),
-        ])),
+        Role::Tenant(Tenant { vpc, address, address6, mac, mtu }) => {
+            all.extend(settings([
+                ("vpc", plan.vpcs[usize::from(*vpc)].name.clone()),
+                ("mac", mac.to_string()),
+                ("mtu", mtu.to_string()),
+            ]));
+            all.extend(address.map(|own| ("address".into(), own.to_string())));
+            all.extend(address6.map(|own| ("address6".into(), own.to_string())));
+        }
     }
     all
 }

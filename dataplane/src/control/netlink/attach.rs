@@ -12,7 +12,6 @@ use super::offload;
 use super::socket::Rtnetlink;
 use crate::config::Plan;
 use crate::config::plan::{Port, Role, Tenant};
-use outboard_wire::Ipv4Prefix;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -139,7 +138,8 @@ fn refused(step: impl Into<String>) -> impl FnOnce(io::Error) -> AttachError {
 struct Wanted<'p> {
     port: &'p Port,
     tenant: &'p Tenant,
-    gateway: Ipv4Addr,
+    /// Of IPv4.
+    gateway: Option<Ipv4Addr>,
     alias: String,
 }
 
@@ -296,15 +296,15 @@ fn configure_inside(wanted: &Wanted, netns: &Netns, ifname: &str) -> Result<(), 
         .and_then(|()| links::set_no_ipv6_address(&mut netlink, index))
         .and_then(|()| links::set_up(&mut netlink, index))
         .map_err(refused(format!("set up {place}")))?;
-    links::set_address(&mut netlink, index, tenant.address, tenant.prefix_len)
-        .map_err(refused(format!("give {place} the address {}", tenant.address)))?;
-    let step = || refused(format!("route {place} through {}", wanted.gateway));
-    let on_link = Ipv4Prefix::containing(tenant.address, tenant.prefix_len);
-    if !on_link.is_some_and(|network| network.contains(wanted.gateway)) {
-        links::add_on_link(&mut netlink, index, wanted.gateway).map_err(step())?;
+    let (Some(own), Some(gateway)) = (tenant.address, wanted.gateway) else { return Ok(()) };
+    links::set_address(&mut netlink, index, own.address, own.prefix_len)
+        .map_err(refused(format!("give {place} the address {}", own.address)))?;
+    let step = || refused(format!("route {place} through {gateway}"));
+    if !own.network().contains(gateway) {
+        links::add_on_link(&mut netlink, index, gateway).map_err(step())?;
     }
-    let default = links::add_default(&mut netlink, index, wanted.gateway).map_err(step())?;
-    if default != (DefaultRoute { index, via: Some(wanted.gateway) }) {
+    let default = links::add_default(&mut netlink, index, gateway).map_err(step())?;
+    if default != (DefaultRoute { index, via: Some(gateway) }) {
         let via = default.via.map_or(String::new(), |via| format!(" via {via}"));
         return Err(AttachError::DefaultRoute { netns: netns.name().to_string(), via });
     }

@@ -27,7 +27,7 @@ use outboard_wire::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ pub struct Underlay {
     events: Socket,
     uplinks: Vec<Uplink>,
     /// What the caller knows, ascending by far end.
-    known: Vec<(Ipv4Addr, NextHop)>,
+    known: Vec<(IpAddr, NextHop)>,
     /// Whether the caller knows nothing yet.
     fresh: bool,
     /// When everything is to be read again.
@@ -134,7 +134,7 @@ impl Underlay {
         let events = subscribe().map_err(refused("changes of the network"))?;
         let mut uplinks = Vec::new();
         for port in &plan.ports {
-            let Role::Uplink { vtep } = port.role else { continue };
+            let Role::Uplink { vtep: Some(vtep), .. } = port.role else { continue };
             let (uplink, interface) = (port.name.clone(), port.interface.clone());
             let found = links::find(&mut netlink, &interface);
             let Some(link) = found.map_err(refused(format!("the interface {interface}")))? else {
@@ -166,7 +166,7 @@ impl Underlay {
     pub fn poll(
         &mut self,
         timeout: Duration,
-    ) -> Result<Option<Vec<(Ipv4Addr, NextHop)>>, UnderlayError> {
+    ) -> Result<Option<Vec<(IpAddr, NextHop)>>, UnderlayError> {
         let end = Instant::now() + timeout;
         loop {
             let now = Instant::now();
@@ -226,9 +226,11 @@ impl Underlay {
         let far_ends: Vec<_> = self.known.iter().map(|(far_end, _)| *far_end).collect();
         let mut next_hops = Vec::with_capacity(far_ends.len());
         for far_end in far_ends {
-            let next_hop = self
-                .next_hop(far_end, &mut reading)
-                .map_err(refused(format!("the way to {far_end}")))?;
+            let next_hop = match far_end {
+                IpAddr::V4(far_end) => self.next_hop(far_end, &mut reading),
+                IpAddr::V6(_) => Ok(NextHop::NoRoute),
+            };
+            let next_hop = next_hop.map_err(refused(format!("the way to {far_end}")))?;
             next_hops.push((far_end, next_hop));
         }
         self.asked.retain(|neighbour, _| reading.neighbours.contains_key(neighbour));
@@ -254,8 +256,9 @@ impl Underlay {
             let Some(dst_mac) = self.neighbour(path.link, path.gateway, reading)? else {
                 return Ok(NextHop::Unresolved);
             };
-            let mtu = path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
-            return Ok(NextHop::Resolved { port, src_ip: vtep, src_mac, dst_mac, mtu });
+            let path_mtu = path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+            let src_ip = vtep.into();
+            return Ok(NextHop::Resolved { port, src_ip, src_mac, dst_mac, path_mtu });
         }
         Ok(NextHop::NoRoute)
     }

@@ -116,12 +116,12 @@ fn sizes_at_the_mtu() {
 fn the_largest_outer_packet_is_65535_bytes() {
     let hop = NextHop::Resolved {
         port: UPLINK,
-        src_ip: VTEP_A,
+        src_ip: VTEP_A.into(),
         src_mac: mac(1, 1),
         dst_mac: mac(1, 2),
-        mtu: u32::MAX,
+        path_mtu: u32::MAX,
     };
-    let mut host = Host::new(Arc::new(Tables::new(&plan_a(), &[(VTEP_B, hop)])));
+    let mut host = Host::new(Arc::new(Tables::new(&plan_a(), &[(VTEP_B.into(), hop)])));
     let most = Datagram { payload: 65_535 - 50 - 28, ..Datagram::NEW };
     let (_, bytes) = host.send(RED, &most.frame()).unwrap();
     assert_eq!(bytes[16..18], [0xff, 0xff]);
@@ -236,7 +236,7 @@ fn outer_checksums_over_many_frames() {
 fn chains_at_every_length() {
     let most = MAX_FRAMES * DATA_BYTES;
     let hop = resolved(VTEP_A, mac(1, 1), mac(1, 2));
-    let mut host = Host::new(Arc::new(Tables::new(&plan_a(), &[(VTEP_B, hop)])));
+    let mut host = Host::new(Arc::new(Tables::new(&plan_a(), &[(VTEP_B.into(), hop)])));
     for edge in [DATA_BYTES, 2 * DATA_BYTES, 3 * DATA_BYTES] {
         for frame_len in [edge - 1, edge, edge + 1] {
             let sent = Datagram { payload: frame_len - 42, ..Datagram::NEW };

@@ -8,10 +8,11 @@ mod overlay;
 
 use super::*;
 use crate::config::Plan;
-use crate::config::plan::{Port, Role, Route, Runtime, Tenant, Vpc, WaitMode};
+use crate::config::plan::{Dscp, Ipv4Interface, Port, Role, Route, Runtime, Tenant, Vpc, WaitMode};
 use crate::packet::Burst;
 use outboard_dma::{Chain, HEADROOM_BYTES, Region};
-use outboard_wire::{Checksum, Ethernet, Ipv4, Ipv4Prefix, Mac, Udp};
+use outboard_wire::{Checksum, Ethernet, IpPrefix, Ipv4, Mac, Udp};
+use std::net::{IpAddr, Ipv4Addr};
 
 const RED: PortId = PortId(0);
 const BLUE: PortId = PortId(1);
@@ -32,7 +33,8 @@ fn mac(a: u8, b: u8) -> Mac {
 }
 
 fn tenant(vpc: u16, address: [u8; 4], mac: Mac) -> Port {
-    let tenant = Tenant { vpc, address: address.into(), prefix_len: 24, mac, mtu: TENANT_MTU };
+    let address = Some(Ipv4Interface { address: address.into(), prefix_len: 24 });
+    let tenant = Tenant { vpc, address, address6: None, mac, mtu: TENANT_MTU };
     port(Role::Tenant(tenant))
 }
 
@@ -46,13 +48,25 @@ fn numbered(mut ports: Vec<Port>) -> Vec<Port> {
     ports
 }
 
+fn uplink(vtep: Ipv4Addr) -> Role {
+    Role::Uplink { vtep: Some(vtep), vtep6: None, zero_checksum6: false }
+}
+
 fn route(to: [u8; 4], len: u8, via: Ipv4Addr) -> Route {
-    Route { to: Ipv4Prefix::new(to.into(), len).unwrap(), via, mac: GATEWAY_MAC }
+    let to = IpPrefix::new(IpAddr::from(to), len).unwrap();
+    Route { to, via: via.into(), mac: GATEWAY_MAC }
 }
 
 fn vpc(vni: u32, routes: Vec<Route>) -> Vpc {
-    let gateway = Ipv4Addr::new(10, 0, 0, 1);
-    Vpc { name: String::new(), vni, gateway, gateway_mac: GATEWAY_MAC, routes }
+    Vpc {
+        name: String::new(),
+        vni,
+        gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+        gateway6: None,
+        gateway_mac: GATEWAY_MAC,
+        dscp: Dscp::Fixed(0),
+        routes,
+    }
 }
 
 /// Host A: 10.0.0.2 in red (VNI 100) and in blue (VNI 200), 10.0.0.3 in red. Behind host B lies
@@ -74,7 +88,7 @@ fn plan_a() -> Plan {
         ports: numbered(vec![
             tenant(0, [10, 0, 0, 2], mac(0, 2)),
             tenant(1, [10, 0, 0, 2], mac(9, 2)),
-            port(Role::Uplink { vtep: VTEP_A }),
+            port(uplink(VTEP_A)),
             tenant(0, [10, 0, 0, 3], mac(0, 3)),
         ]),
         volumes: Vec::new(),
@@ -89,22 +103,23 @@ fn plan_b() -> Plan {
     let ports = numbered(vec![
         tenant(0, [10, 0, 1, 7], mac(1, 7)),
         tenant(1, [10, 0, 1, 7], mac(8, 7)),
-        port(Role::Uplink { vtep: VTEP_B }),
+        port(uplink(VTEP_B)),
     ]);
     Plan { vpcs: vec![vpc(100, routes()), vpc(200, routes())], ports, ..plan_a() }
 }
 
 fn resolved(src_ip: Ipv4Addr, src_mac: Mac, dst_mac: Mac) -> NextHop {
-    NextHop::Resolved { port: UPLINK, src_ip, src_mac, dst_mac, mtu: UPLINK_MTU }
+    let src_ip = src_ip.into();
+    NextHop::Resolved { port: UPLINK, src_ip, src_mac, dst_mac, path_mtu: UPLINK_MTU }
 }
 
 fn tables_a(plan: &Plan) -> Arc<Tables> {
     let to_b = resolved(VTEP_A, mac(1, 1), mac(1, 2));
-    Arc::new(Tables::new(plan, &[(VTEP_B, to_b), (UNRESOLVED, NextHop::Unresolved)]))
+    Arc::new(Tables::new(plan, &[(VTEP_B.into(), to_b), (UNRESOLVED.into(), NextHop::Unresolved)]))
 }
 
 fn tables_b() -> Arc<Tables> {
-    Arc::new(Tables::new(&plan_b(), &[(VTEP_A, resolved(VTEP_B, mac(1, 2), mac(1, 1)))]))
+    Arc::new(Tables::new(&plan_b(), &[(VTEP_A.into(), resolved(VTEP_B, mac(1, 2), mac(1, 1)))]))
 }
 
 /// A switch with frames.

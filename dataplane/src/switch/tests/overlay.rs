@@ -96,7 +96,7 @@ fn next_hops_as_the_kernel_knows_them() {
     for _ in 0..2 {
         let verdict = host.send(RED, &Datagram::to([10, 0, 8, 8]).frame()).unwrap_err();
         let Verdict::Unresolved(id) = verdict else { panic!("{verdict:?}") };
-        assert_eq!(host.switch.tables().far_end(id), Some(UNRESOLVED));
+        assert_eq!(host.switch.tables().far_end(id), Some(UNRESOLVED.into()));
         assert!((id.0 as usize) < host.switch.tables().next_hops());
         host.drops(RED, &Datagram::to([10, 0, 9, 9]).frame(), DropReason::NoUnderlayRoute);
     }
