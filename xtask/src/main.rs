@@ -11,6 +11,7 @@ mod child;
 mod ci;
 mod demo;
 mod error;
+mod guest;
 mod netns;
 mod process;
 mod setup;
@@ -44,6 +45,7 @@ enum Task {
     Setup(setup::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Guest(guest::Args),
     Bpf(bpf::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Guest(args) => guest::run(&args),
         Task::Bpf(args) => bpf::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),

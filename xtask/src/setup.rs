@@ -5,13 +5,13 @@
 //! one run tells everything that is missing. Known: Debian 12 and 13, Ubuntu 24.04; elsewhere
 //! nothing is installed, only listed.
 
-mod apt;
-mod distro;
+pub mod apt;
+pub mod distro;
 mod machine;
 mod packages;
 
-use crate::bpf;
 use crate::error::Error;
+use crate::{bpf, guest};
 use distro::Distro;
 
 /// Prepares the machine: packages, kernel, privileges
@@ -28,6 +28,10 @@ pub struct Args {
     /// to run Outboard: the built object is in the repository.
     #[arg(long)]
     ebpf: bool,
+    /// Also downloads and unpacks what `cargo xtask guest` runs: a Linux kernel, its programs and
+    /// QEMU (170 MB). Nothing of it is installed.
+    #[arg(long)]
+    guest: bool,
 }
 
 /// What one step found.
@@ -77,20 +81,25 @@ impl Ledger {
 
 /// Prepares the machine, or with `--check` only looks.
 pub fn run(args: &Args) -> Result<(), Error> {
-    walk(!args.check, args.ebpf)
+    walk(!args.check, args.ebpf, args.guest)
 }
 
-/// What `demo` and `test` do first.
+/// What `demo` does first.
 pub fn prepare() -> Result<(), Error> {
-    walk(true, false)
+    walk(true, false, false)
 }
 
-/// What CI does first: also the compiler of the XDP programs.
+/// What `test` does first: also the guest.
+pub fn prepare_for_tests() -> Result<(), Error> {
+    walk(true, false, true)
+}
+
+/// What CI does first: also the guest and the compiler of the XDP programs.
 pub fn prepare_for_ci() -> Result<(), Error> {
-    walk(true, true)
+    walk(true, true, true)
 }
 
-fn walk(change: bool, ebpf: bool) -> Result<(), Error> {
+fn walk(change: bool, ebpf: bool, guest: bool) -> Result<(), Error> {
     let distro = Distro::read();
     println!("setup: {}", distro.title());
     let mut ledger = Ledger::default();
@@ -98,6 +107,9 @@ fn walk(change: bool, ebpf: bool) -> Result<(), Error> {
     if ebpf {
         packages::ebpf_toolchain(&distro, change, &mut ledger)?;
         ledger.note("BPF linker", bpf::set_up_linker(change));
+    }
+    if guest {
+        ledger.note("guest", guest::set_up(change));
     }
     machine::walk(change, &mut ledger);
     if ledger.missing == 0 {

@@ -1,14 +1,14 @@
-//! `test`: set-up, then every test of the workspace, then one summary.
+//! `test`: set-up, every test of the workspace and the jobs in a Linux guest, then one summary.
 //!
 //! A test that cannot run on this machine prints [`NOT_RUN`] and its reason, and returns; the
 //! summary lists it. With `--strict` (CI) that counts as a failure. The last line that the task
 //! prints is always `N passed, N failed`.
 
 use crate::error::Error;
-use crate::{process, setup};
+use crate::{guest, process, setup};
 use std::fmt;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
 /// What a test prints, followed by the reason, when it cannot run on this machine.
 pub const NOT_RUN: &str = "not run here: ";
@@ -16,7 +16,8 @@ pub const NOT_RUN: &str = "not run here: ";
 /// Sets the machine up and runs every test
 ///
 /// Needs what the data plane needs: tests make their own network namespaces and load XDP
-/// programs. A test that cannot run here is listed with its reason.
+/// programs. The jobs of `cargo xtask guest` are tests too, named guest::JOB. A test that cannot
+/// run here is listed with its reason.
 #[derive(clap::Args)]
 pub struct Args {
     /// Longer fuzzing, simulation and soak (OUTBOARD_TEST_LONG=1).
@@ -31,7 +32,8 @@ pub struct Args {
 
 /// Prepares and tests; fails unless every test passed.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let outcome = setup::prepare().and_then(|()| run_tests(args.long, args.strict, &args.filters));
+    let outcome =
+        setup::prepare_for_tests().and_then(|()| run_tests(args.long, args.strict, &args.filters));
     match outcome {
         Ok(totals) if totals.failed == 0 => {
             println!("{totals}");
@@ -67,6 +69,24 @@ impl fmt::Display for Totals {
 /// Runs every test whose name contains one of `filters` (all, if there are none) and prints the
 /// summary except its last line.
 pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals, Error> {
+    let mut summary = Summary::default();
+    let status = run_cargo(long, filters, &mut summary)?;
+    summary.add_guests(guest::test(filters)?);
+    summary.print();
+    let mut totals = summary.totals();
+    if strict {
+        totals.failed += summary.not_run.len() as u64;
+    }
+    // The build failed, or a test program died before it could say which test it was in.
+    if !status.success() && summary.results.failed == 0 {
+        eprintln!("error: cargo test ended with {}", process::status_text(status));
+        totals.failed += 1;
+    }
+    Ok(totals)
+}
+
+/// Runs the workspace's tests.
+fn run_cargo(long: bool, filters: &[String], summary: &mut Summary) -> Result<ExitStatus, Error> {
     let mut command = process::cargo();
     // --show-output: what passing tests print is where NOT_RUN stands.
     command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"]);
@@ -77,7 +97,6 @@ pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals,
     let mut child =
         command.stdout(Stdio::piped()).spawn().map_err(process::start_error(&command))?;
     let stdout = child.stdout.take().expect("stdout is piped");
-    let mut summary = Summary::default();
     // Bytes, not `lines()`: what a test prints need not be UTF-8, and must not end the reading.
     for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
@@ -85,18 +104,7 @@ pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals,
             println!("{line}");
         }
     }
-    let status = child.wait().map_err(process::start_error(&command))?;
-    summary.print();
-    let mut totals = summary.totals();
-    if strict {
-        totals.failed += summary.not_run.len() as u64;
-    }
-    // The build failed, or a test program died before it could say which test it was in.
-    if !status.success() && totals.failed == 0 {
-        eprintln!("error: cargo test ended with {}", process::status_text(status));
-        totals.failed = 1;
-    }
-    Ok(totals)
+    child.wait().map_err(process::start_error(&command))
 }
 
 /// What cargo's output has told so far.
@@ -104,6 +112,8 @@ pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals,
 struct Summary {
     /// The sum of libtest's result lines.
     results: Totals,
+    /// Jobs in a guest.
+    guests: Totals,
     failed: Vec<String>,
     not_run: Vec<(String, String)>,
     /// Inside libtest's listing of what passing tests printed.
@@ -139,10 +149,21 @@ impl Summary {
         !self.in_successes
     }
 
+    fn add_guests(&mut self, tested: guest::Tested) {
+        // Counted as libtest does, see `totals`.
+        self.guests.passed += (tested.passed.len() + tested.not_run.len()) as u64;
+        self.guests.failed += tested.failed.len() as u64;
+        self.failed.extend(tested.failed);
+        self.not_run.extend(tested.not_run);
+    }
+
     /// libtest counts a test that did not run as passed; here it is neither.
     fn totals(&self) -> Totals {
-        let passed = self.results.passed.saturating_sub(self.not_run.len() as u64);
-        Totals { passed, failed: self.results.failed }
+        let passed = self.results.passed + self.guests.passed;
+        Totals {
+            passed: passed.saturating_sub(self.not_run.len() as u64),
+            failed: self.results.failed + self.guests.failed,
+        }
     }
 
     fn print(&self) {
@@ -214,6 +235,22 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         );
         assert!(shown.contains(&"assertion failed"), "a failure's output is shown");
         assert!(!shown.contains(&"---- a::needs_bpf stdout ----"), "a success's is not");
+    }
+
+    #[test]
+    fn jobs_in_a_guest_count_as_tests() {
+        let mut summary = Summary::default();
+        for line in OUTPUT.lines() {
+            summary.take(line);
+        }
+        summary.add_guests(guest::Tested {
+            passed: vec!["guest::boot".into()],
+            failed: vec!["guest::virtio-blk".into()],
+            not_run: vec![("guest::nvme-tcp".into(), "no TAP".into())],
+        });
+        assert_eq!(summary.totals(), Totals { passed: 3, failed: 2 });
+        assert_eq!(summary.failed, ["a::breaks", "guest::virtio-blk"]);
+        assert_eq!(summary.not_run.len(), 2);
     }
 
     #[test]

@@ -29,17 +29,18 @@ pub fn available(package: &str) -> bool {
 
 /// Reads the package lists anew.
 pub fn update() -> Result<(), Error> {
-    apt(&["update"], "reading the package lists")
+    run(&["update"], "reading the package lists")
 }
 
 /// Installs packages, without recommended ones.
 pub fn install(packages: &[&str]) -> Result<(), Error> {
     let mut args = vec!["install", "--yes", "--no-install-recommends"];
     args.extend(packages);
-    apt(&args, &format!("installing {}", packages.join(", ")))
+    run(&args, &format!("installing {}", packages.join(", ")))
 }
 
-fn apt(args: &[&str], title: &str) -> Result<(), Error> {
+/// One apt-get, again while another one holds its lock.
+pub fn run(args: &[&str], title: &str) -> Result<(), Error> {
     println!("  ...      {title}");
     let start = Instant::now();
     let mut told = false;
