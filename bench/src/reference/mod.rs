@@ -11,6 +11,7 @@ pub mod ping_pong;
 pub mod reflector;
 pub mod ring_echo;
 pub mod sockets;
+pub mod wake;
 pub mod xdp_socket;
 
 use crate::drivers::{LoadArgs, publish};
@@ -54,6 +55,8 @@ enum What {
     PingPong(ping_pong::PingPongArgs),
     /// Round trip of a cache line between two cores.
     Cacheline,
+    /// From writing an eventfd to what the thread does that slept on it, on another core.
+    Wake,
 }
 
 /// Runs a reference program.
@@ -69,6 +72,12 @@ pub fn run(args: &ReferenceArgs) -> Result<(), Error> {
             let trip = cacheline::round_trip_ns();
             let trip = trip.ok_or_else(|| Error::Refused("needs a second core".into()))?;
             println!("{trip:.1} ns");
+            return Ok(());
+        }
+        What::Wake => {
+            let wakes = wake::measure(1_100, std::time::Duration::from_millis(4))?;
+            let of = |ppm| crate::latency::text(wakes.percentile(ppm));
+            println!("p50 {}, p90 {}, p99 {}", of(500_000), of(900_000), of(990_000));
             return Ok(());
         }
     };

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::machine::{netns, own_name};
 use crate::reference::reflector::pin_directory;
 use crate::stop;
+use outboard::control::stats::Stats;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -98,7 +99,7 @@ const END: Duration = Duration::from_secs(10);
 pub struct Daemon {
     child: Child,
     pins: PathBuf,
-    _files: Scratch,
+    files: Scratch,
 }
 
 impl Daemon {
@@ -126,7 +127,7 @@ impl Daemon {
         let child = netns::within(netns, || command.spawn())?
             .map_err(Error::system("cannot start outboard through `setpriv` (util-linux)"))?;
         let pins = Path::new("/sys/fs/bpf/outboard").join(&name);
-        let mut daemon = Daemon { child, pins, _files: files };
+        let mut daemon = Daemon { child, pins, files };
         daemon.wait_until_ready(&program, &file, &log)?;
         Ok(daemon)
     }
@@ -134,6 +135,15 @@ impl Daemon {
     /// Its process identifier.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it counts.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let config = self.files.path().join("outboard.toml").display().to_string();
+        let program = program()?.display().to_string();
+        let text = must(&program, &["stats", "--json", "--config", &config])?;
+        serde_json::from_str(&text)
+            .map_err(|error| Error::Refused(format!("outboard's counts are not JSON: {error}")))
     }
 
     fn wait_until_ready(&mut self, program: &Path, file: &Path, log: &Path) -> Result<(), Error> {

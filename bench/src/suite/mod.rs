@@ -6,6 +6,8 @@
 pub mod bed;
 mod block;
 mod block_peers;
+mod handoff;
+mod idle;
 mod memory;
 mod net;
 mod peers;

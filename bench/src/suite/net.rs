@@ -2,7 +2,7 @@
 
 use super::bed::{Daemon, FAR_VTEP, NetBed, Pins, Scratch, TENANT_MTU, VTEP};
 use super::steady::{Steady, steady};
-use super::{Figure, Findings, OPEN_LOOP_SHARES, memory, switch_hit};
+use super::{Figure, Findings, OPEN_LOOP_SHARES, handoff, idle, memory, switch_hit};
 use crate::drivers::afxdp::{self, AfxdpArgs};
 use crate::drivers::{LabelArgs, LoadArgs};
 use crate::error::Error;
@@ -33,6 +33,7 @@ const PASS: [&str; 4] = [
     "net-p99-vs-reflector",
     "net-p50-vs-kernel",
 ];
+const HANDOFF: [&str; 1] = ["net-handoff-cost"];
 const SWITCH: [&str; 2] = ["switch-hit-ns", "switch-hit-scaling"];
 /// What is divided by the reflector's figures.
 const BY_REFLECTOR: [&str; 3] =
@@ -43,14 +44,18 @@ const LATENCY: &str = "one-way pass 64 B, one at a time";
 
 /// What is between the interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Device {
+pub enum Device {
+    /// A bare AF_XDP program.
     Reflector,
+    /// The daemon.
     Outboard,
+    /// Bridge and VXLAN.
     Kernel,
 }
 
 impl Device {
-    fn path(self) -> &'static str {
+    /// Its name in reports.
+    pub fn path(self) -> &'static str {
         match self {
             Device::Reflector => "bare AF_XDP reflector",
             Device::Outboard => "Outboard",
@@ -80,7 +85,45 @@ pub fn run(findings: &mut Findings) -> Result<(), Error> {
     findings.part(&PASS, passes)?;
     findings
         .part(&SWITCH, |findings| (0..findings.effort.rounds).try_for_each(|_| switch(findings)))?;
-    findings.part(&["rss-mib"], rss)
+    findings.part(&["rss-mib"], rss)?;
+    findings.part(&HANDOFF, handoff)?;
+    findings.part(&idle::IDS, idle::run)
+}
+
+/// Two workers against one, were every packet to cross: in the time that one needs for a packet
+/// both together have twice that, and need as much as the pass and the crossing.
+fn handoff(findings: &mut Findings) -> Result<(), Error> {
+    let pass_ns = busy_ns_per_packet(findings)?;
+    for _ in 0..findings.effort.rounds {
+        let seconds = findings.effort.seconds;
+        let Steady { outcome: crossing_ns, remark, .. } =
+            steady("hand-off", || handoff::measure(seconds))?;
+        findings.add(HANDOFF[0], 2.0 * pass_ns / (pass_ns + crossing_ns), &Measurement::default());
+        let found = findings.found.entry(HANDOFF[0]).or_default();
+        found.detail = format!("a pass takes {pass_ns:.0} ns, a crossing {crossing_ns:.0} ns");
+        found.threads = vec![
+            format!("outboard-bench/sender @{} busy", core_pair().0),
+            format!("outboard-bench/receiver @{} busy", core_pair().1),
+        ];
+        remark.iter().for_each(|remark| findings.remark(HANDOFF[0], remark));
+    }
+    Ok(())
+}
+
+/// Time of one worker's turns that found packets, per packet that it sent, at the highest rate.
+fn busy_ns_per_packet(findings: &Findings) -> Result<f64, Error> {
+    let bed = NetBed::new()?;
+    let daemon = Daemon::start("pass", Some(bed.device.name()), &configuration(&[]))?;
+    let mut load = labelled(findings, Device::Outboard, THROUGHPUT, WINDOW, &[]);
+    load.warmup = 0.0;
+    afxdp::measure(&generator(&bed, Device::Outboard, load))?;
+    let stats = daemon.stats()?;
+    let busy_ns: u64 = stats.workers.iter().map(|worker| worker.busy_ns).sum();
+    let packets: u64 = stats.ports.iter().map(|port| port.tx_packets).sum();
+    match packets {
+        0 => Err(Error::Refused("no packet passed the worker".into())),
+        n => Ok(busy_ns as f64 / n as f64),
+    }
 }
 
 /// Everything that takes frames through a device.
@@ -108,7 +151,8 @@ fn ceiling(findings: &Findings, bed: &NetBed) -> Result<f64, Error> {
     Ok(ceiling)
 }
 
-fn generator(bed: &NetBed, device: Device, load: LoadArgs) -> AfxdpArgs {
+/// What sends into the device and receives behind it.
+pub fn generator(bed: &NetBed, device: Device, load: LoadArgs) -> AfxdpArgs {
     AfxdpArgs {
         tx: "t0".into(),
         rx: "u0".into(),
@@ -243,9 +287,14 @@ fn open_loops(findings: &mut Findings, bed: &NetBed) -> Result<(), Error> {
 
 /// One worker on the second core with the tenant's port and the uplink; `more` are further ports.
 fn configuration(more: &[String]) -> String {
+    configuration_of("busy", more)
+}
+
+/// The same with a worker that waits in this mode.
+pub fn configuration_of(mode: &str, more: &[String]) -> String {
     let core = core_pair().1;
     let text = format!(
-        "[runtime]\nmode = \"busy\"\n\n[[worker]]\ncore = {core}\n\n\
+        "[runtime]\nmode = \"{mode}\"\n\n[[worker]]\ncore = {core}\n\n\
          [[vpc]]\nname = \"one\"\nvni = {VNI}\ngateway = \"10.0.0.254\"\n\
          gateway_mac = \"{GATEWAY_MAC}\"\n\n\
          [[vpc.route]]\nto = \"{FAR_IP}/32\"\nvia = \"{FAR_VTEP}\"\n\n\
@@ -277,14 +326,7 @@ fn switch(findings: &mut Findings) -> Result<(), Error> {
 fn rss(findings: &mut Findings) -> Result<(), Error> {
     let bed = NetBed::new()?;
     let files = Scratch::new(&std::env::temp_dir())?;
-    let mut more = Vec::new();
-    for n in 2..=3 {
-        bed.link(&format!("f{n}"), &format!("p{n}"), TENANT_MTU)?;
-        more.push(format!(
-            "[[port]]\nname = \"tenant-{n}\"\ninterface = \"p{n}\"\nvpc = \"one\"\n\
-             address = \"10.0.0.1{n}/24\"\nmtu = {TENANT_MTU}\n"
-        ));
-    }
+    let mut more = tenant_ports(&bed)?;
     let directory = files.path().display();
     more.push(format!(
         "[[volume]]\nname = \"data\"\nkind = \"file\"\npath = \"{directory}/data.img\"\n\
@@ -299,4 +341,17 @@ fn rss(findings: &mut Findings) -> Result<(), Error> {
     let measured = afxdp::measure(&generator(&bed, Device::Outboard, load))?;
     findings.add("rss-mib", memory::held_mib(daemon.pid())?, &measured);
     Ok(())
+}
+
+/// Two more tenants, so that there are four ports with the uplink: their links and sections.
+pub fn tenant_ports(bed: &NetBed) -> Result<Vec<String>, Error> {
+    let mut sections = Vec::new();
+    for n in 2..=3 {
+        bed.link(&format!("f{n}"), &format!("p{n}"), TENANT_MTU)?;
+        sections.push(format!(
+            "[[port]]\nname = \"tenant-{n}\"\ninterface = \"p{n}\"\nvpc = \"one\"\n\
+             address = \"10.0.0.1{n}/24\"\nmtu = {TENANT_MTU}\n"
+        ));
+    }
+    Ok(sections)
 }

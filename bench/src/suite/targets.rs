@@ -163,6 +163,9 @@ mod tests {
                 "switch-hit-ns",
                 "switch-hit-scaling",
                 "rss-mib",
+                "net-handoff-cost",
+                "idle-pct",
+                "wake-vs-eventfd",
             ],
         ),
         (

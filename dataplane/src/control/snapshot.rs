@@ -73,6 +73,7 @@ impl Snapshot {
             core: worker.core,
             turns: handle.counters.turns.get(),
             busy_share: handle.counters.busy_ns.get() as f64 / elapsed_ns,
+            busy_ns: handle.counters.busy_ns.get(),
             sleeps: handle.counters.sleeps.get(),
             overruns: handle.counters.network_overruns.get()
                 + handle.counters.storage_overruns.get(),

@@ -43,6 +43,8 @@ pub struct WorkerStats {
     /// The part of its time that was spent in turns that found something, 0 to 1.
     #[serde(serialize_with = "finite")]
     pub busy_share: f64,
+    /// The same time in nanoseconds.
+    pub busy_ns: u64,
     /// Times it slept.
     pub sleeps: u64,
     /// Turns that took longer than their budget.
@@ -397,6 +399,7 @@ mod tests {
                 core: 3,
                 turns: 1_234_567,
                 busy_share: 0.456,
+                busy_ns: 1_697_688_000_000,
                 sleeps: 12,
                 overruns: 0,
             }],
