@@ -638,16 +638,17 @@ mod tests {
         }
     }
 
+    const OPS: [Op; 6] =
+        [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes, Op::Compare];
+
     #[test]
     fn it_keeps_the_promise_of_volumes() {
-        let ops = [Op::Read, Op::Write, Op::Flush];
-        conformance::suite(u32::from(DEPTH), &ops, serve);
+        conformance::suite(u32::from(DEPTH), &OPS, serve);
     }
 
     #[test]
     fn it_keeps_the_promise_of_volumes_with_digests() {
-        let ops = [Op::Read, Op::Write, Op::Flush];
         let serve = |geometry| serve_with(geometry, Digests::BOTH);
-        conformance::suite(u32::from(DEPTH), &ops, serve);
+        conformance::suite(u32::from(DEPTH), &OPS, serve);
     }
 }

@@ -29,6 +29,8 @@ pub const DEPTH: u16 = 128;
 const STAGING_BYTES: usize = 32 << 10;
 /// Receive and send calls of one `reap` each.
 const CALLS: usize = 8;
+/// The most blocks of one discard: a range's length has 32 bits.
+const MAX_DISCARD_BLOCKS: u64 = u32::MAX as u64;
 /// The most blocks of one command (NLB has 16 bits).
 const MAX_BLOCKS: u64 = 1 << 16;
 
@@ -289,16 +291,18 @@ impl Remote {
         while let Some(&index) = self.backlog.front() {
             let parent = &mut self.parents[usize::from(index)];
             let left = parent.bytes - parent.issued;
-            let bytes = left.min(self.max_transfer_bytes);
             let block_bytes = u64::from(self.geometry.block_bytes);
-            let request = match parent.op {
-                Op::Flush => Request { op: nvmf::Op::Flush, lba: 0, blocks: 0, bytes: 0 },
-                op => Request {
-                    op: if op == Op::Read { nvmf::Op::Read } else { nvmf::Op::Write },
-                    lba: (parent.offset_bytes + parent.issued) / block_bytes,
-                    blocks: (bytes / block_bytes) as u32,
-                    bytes: bytes as u32,
-                },
+            let most = match parent.op {
+                Op::Discard => MAX_DISCARD_BLOCKS * block_bytes,
+                // Not what limits Write Zeroes (NVM 4.1.5.2), but some controllers think so.
+                _ => self.max_transfer_bytes,
+            };
+            let bytes = left.min(most);
+            let request = Request {
+                op: command_of(parent.op),
+                lba: (parent.offset_bytes + parent.issued) / block_bytes,
+                blocks: (bytes / block_bytes) as u32,
+                bytes: if parent.op.is_ranged() { 0 } else { bytes as u32 },
             };
             let Ok(slot) = link.queue.submit(&request) else { return };
             self.commands[usize::from(slot)] = Command { parent: index, start: parent.issued };
@@ -480,7 +484,6 @@ impl BlockDevice for Remote {
         let at_once = match self.geometry.check(io) {
             Err(status) => Some(status),
             Ok(()) if self.link.is_none() => Some(Status::NotConnected),
-            Ok(()) if io.op.is_ranged() || io.op == Op::Compare => Some(Status::Unsupported),
             Ok(()) if io.op != Op::Flush && bytes == 0 => Some(Status::Ok),
             Ok(()) => None,
         };
@@ -553,6 +556,17 @@ fn send_copied(
     Ok(())
 }
 
+fn command_of(op: Op) -> nvmf::Op {
+    match op {
+        Op::Read => nvmf::Op::Read,
+        Op::Write => nvmf::Op::Write,
+        Op::Flush => nvmf::Op::Flush,
+        Op::Discard => nvmf::Op::Discard,
+        Op::WriteZeroes => nvmf::Op::WriteZeroes,
+        Op::Compare => nvmf::Op::Compare,
+    }
+}
+
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
@@ -564,6 +578,7 @@ fn status_of(status: StatusCode) -> Status {
         StatusCode::WRITE_PROTECTED => Status::ReadOnly,
         StatusCode::CAPACITY => Status::NoSpace,
         StatusCode::READ_ERROR | StatusCode::WRITE_FAULT => Status::Media,
+        StatusCode::COMPARE_FAILURE => Status::Miscompare,
         StatusCode::INVALID_OPCODE => Status::Unsupported,
         _ => Status::Target,
     }

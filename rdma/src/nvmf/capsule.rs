@@ -40,6 +40,12 @@ pub mod nvm {
     pub const WRITE: u8 = 0x01;
     /// Read.
     pub const READ: u8 = 0x02;
+    /// Compare.
+    pub const COMPARE: u8 = 0x05;
+    /// Write Zeroes.
+    pub const WRITE_ZEROES: u8 = 0x08;
+    /// Dataset Management.
+    pub const DATASET: u8 = 0x09;
 }
 
 /// Feature identifiers (Base 5.27.1).
@@ -173,6 +179,33 @@ impl Sqe {
     /// Whether the data must be durable when the command ends (FUA, NVM 3.2.6).
     pub fn force_unit_access(&self) -> bool {
         self.cdw(12) & 1 << 30 != 0
+    }
+}
+
+/// Bytes of one range of Dataset Management.
+pub const RANGE_BYTES: usize = 16;
+
+/// A range of Dataset Management (NVM 3.2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First block.
+    pub lba: u64,
+    /// Blocks; 0: nothing.
+    pub blocks: u32,
+}
+
+impl Range {
+    /// From the wire; what it says of access is passed over.
+    pub fn parse(bytes: &[u8; RANGE_BYTES]) -> Range {
+        Range { lba: u64_at(bytes, 8), blocks: u32_at(bytes, 4) }
+    }
+
+    /// To the wire.
+    pub fn emit(&self) -> [u8; RANGE_BYTES] {
+        let mut bytes = [0; RANGE_BYTES];
+        put_u32(&mut bytes, 4, self.blocks);
+        put_u64(&mut bytes, 8, self.lba);
+        bytes
     }
 }
 

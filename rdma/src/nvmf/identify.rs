@@ -67,6 +67,8 @@ pub struct Controller {
     pub max_transfer: u8,
     /// Bytes of data that an I/O command's capsule takes.
     pub in_capsule_bytes: u32,
+    /// Optional commands: [`commands`].
+    pub commands: u16,
     /// Whether it knows the [`fence`] command.
     pub has_fence: bool,
 }
@@ -101,12 +103,23 @@ mod at {
     pub const ENTRY_SIZES: usize = 512;
     pub const MAX_COMMANDS: usize = 514;
     pub const NAMESPACES: usize = 516;
+    pub const COMMANDS: usize = 520;
     pub const WRITE_CACHE: usize = 525;
     pub const SGL: usize = 536;
     pub const SUBSYSTEM: usize = 768;
     pub const COMMAND_CAPSULE: usize = 1792;
     pub const RESPONSE_CAPSULE: usize = 1796;
     pub const DATA_DESCRIPTORS: usize = 1803;
+}
+
+/// Optional commands of the NVM command set (ONCS, Base 5.17.2.1).
+pub mod commands {
+    /// Compare.
+    pub const COMPARE: u16 = 1;
+    /// Dataset Management.
+    pub const DATASET: u16 = 1 << 2;
+    /// Write Zeroes.
+    pub const WRITE_ZEROES: u16 = 1 << 3;
 }
 
 /// Asynchronous Event Requests that a controller holds.
@@ -137,6 +150,9 @@ pub(crate) fn controller(page: &mut [u8], said: &Said) {
     put_u16(page, at::ENTRY_SIZES, 0x4466);
     put_u16(page, at::MAX_COMMANDS, said.max_commands);
     put_u32(page, at::NAMESPACES, 1);
+    let changes = commands::DATASET | commands::WRITE_ZEROES;
+    let offered = if said.read_only { 0 } else { changes };
+    put_u16(page, at::COMMANDS, commands::COMPARE | offered);
     // A volatile write cache (hosts send Flush); Flush of all namespaces is supported (bits 2:1).
     page[at::WRITE_CACHE] = if said.read_only { 0 } else { 0b111 };
     // SGLs, with offsets into the capsule.
@@ -154,6 +170,7 @@ impl Controller {
         Controller {
             id: u16_at(page, at::CONTROLLER),
             max_transfer: page[at::MAX_TRANSFER],
+            commands: u16_at(page, at::COMMANDS),
             // In units of 16 bytes, the submission queue entry included.
             in_capsule_bytes: u32_at(page, at::COMMAND_CAPSULE)
                 .saturating_mul(16)
@@ -181,6 +198,10 @@ impl Namespace {
         put_u64(page, 0, self.blocks);
         put_u64(page, 8, self.blocks);
         put_u64(page, 16, self.blocks);
+        // Thin: blocks may be deallocated (bit 0). What a deallocated block reads is not said;
+        // Write Zeroes may deallocate (bit 3 of DLFEAT).
+        page[24] = 1;
+        page[33] = 1 << 3;
         page[99] = u8::from(self.read_only);
         page[104..120].copy_from_slice(&self.identity.nguid);
         page[130] = self.block_bytes.trailing_zeros() as u8;

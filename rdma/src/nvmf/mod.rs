@@ -64,6 +64,30 @@ pub enum Op {
     Write,
     /// Make what has ended durable.
     Flush,
+    /// The range is not needed any more (Dataset Management, deallocate). Without data.
+    Discard,
+    /// The range reads as zeros from now on. Without data.
+    WriteZeroes,
+    /// Whether the namespace holds the host's data; it fails with
+    /// [`StatusCode::COMPARE_FAILURE`] where not.
+    Compare,
+}
+
+impl Op {
+    /// Whether it has data, from the host.
+    pub fn takes_data(self) -> bool {
+        matches!(self, Op::Write | Op::Compare)
+    }
+
+    /// Whether it has a range and no data.
+    pub fn is_ranged(self) -> bool {
+        matches!(self, Op::Discard | Op::WriteZeroes)
+    }
+
+    /// Whether it changes the namespace.
+    pub fn is_change(self) -> bool {
+        matches!(self, Op::Write | Op::Discard | Op::WriteZeroes)
+    }
 }
 
 /// The queue's slots are used up.

@@ -4,6 +4,7 @@
 //! Without data digests the bytes never pass by here ([`Pieces`]). With them they are copied, and
 //! the digest is of that copy: whoever can write the data meanwhile cannot make them differ.
 
+use super::capsule::RANGE_BYTES;
 use super::pdu::{self, COMMAND_BYTES, DIGEST_BYTES, Header, MAX_HEADER_BYTES, SHORT_BYTES};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -74,8 +75,10 @@ pub(crate) struct Entry {
     pub slot: Option<u16>,
 }
 
-/// A command's header is the longest that is stored.
-const STORED_BYTES: usize = COMMAND_BYTES + 2 * DIGEST_BYTES;
+/// Bytes of data that an entry can hold by itself.
+pub(crate) const INLINE_BYTES: usize = RANGE_BYTES;
+/// A command's header is the longest that is stored; behind it, digests and inline data.
+const STORED_BYTES: usize = COMMAND_BYTES + INLINE_BYTES + 2 * DIGEST_BYTES;
 
 /// Padding is zeros; also the reserved rest of the initialization PDUs (TCP 3.6.2).
 static ZEROS: [u8; MAX_HEADER_BYTES] = [0; MAX_HEADER_BYTES];
@@ -123,6 +126,20 @@ impl Entry {
             entry.bytes[trailer..trailer + DIGEST_BYTES].copy_from_slice(&digest);
             entry.is_digest_open = false;
         }
+        entry
+    }
+
+    /// A PDU with this data.
+    pub fn with_inline(header: &Header, data: &[u8; INLINE_BYTES], slot: Option<u16>) -> Entry {
+        let mut entry = Entry::new(header, Payload::None, slot);
+        let at = usize::from(entry.header_len);
+        entry.bytes[at..at + INLINE_BYTES].copy_from_slice(data);
+        if entry.is_digest_open {
+            let digest = pdu::digest(data);
+            entry.bytes[at + INLINE_BYTES..][..DIGEST_BYTES].copy_from_slice(&digest);
+            entry.is_digest_open = false;
+        }
+        entry.trailer_len += INLINE_BYTES as u8;
         entry
     }
 

@@ -217,15 +217,23 @@ impl Controller {
     pub fn run(&mut self, index: usize, disk: &mut [u8]) {
         let command = self.running.swap_remove(index);
         let at = command.lba as usize * 512;
-        let range = at..at + command.bytes as usize;
+        let bytes = if command.op.is_ranged() { command.blocks * 512 } else { command.bytes };
+        let range = at..at + bytes as usize;
+        let mut status = StatusCode::SUCCESS;
         match command.op {
             Op::Read => {
                 self.data.get_mut(&command.slot).unwrap().copy_from_slice(&disk[range]);
             }
             Op::Write => disk[range].copy_from_slice(&self.data[&command.slot]),
             Op::Flush => {}
+            Op::Discard | Op::WriteZeroes => disk[range].fill(0),
+            Op::Compare if disk[range.clone()] == self.data[&command.slot] => {}
+            Op::Compare => status = StatusCode::COMPARE_FAILURE.do_not_retry(),
         }
-        self.target.complete(command.slot, StatusCode::SUCCESS);
+        self.target.complete(command.slot, status);
+        while let Some(command) = self.target.next_command() {
+            self.running.push(command);
+        }
     }
 
     pub fn transmit(&mut self, limit: usize) -> Vec<u8> {

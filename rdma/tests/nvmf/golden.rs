@@ -124,8 +124,6 @@ fn differs(sqe: &Sqe) -> Option<StatusCode> {
 fn differs_io(sqe: &Sqe) -> Option<StatusCode> {
     match sqe.opcode() {
         nvm::READ | nvm::WRITE if sqe.nsid() == 2 => Some(StatusCode::INVALID_NAMESPACE),
-        // Write Zeroes and Dataset Management: not announced by ours.
-        0x08 | 0x09 => Some(StatusCode::INVALID_OPCODE),
         _ => None,
     }
 }

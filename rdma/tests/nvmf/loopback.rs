@@ -2,6 +2,7 @@
 
 use crate::ends::{Controller, Host, Random, admin_config, names, namespace, subsystem};
 use outboard_rdma::nvmf::capsule::{Sqe, admin};
+use outboard_rdma::nvmf::identify::commands;
 use outboard_rdma::nvmf::initiator::{Found, Progress, QueueConfig, Request, Setup, State};
 use outboard_rdma::nvmf::target::{Limits, Subsystem};
 use outboard_rdma::nvmf::{Digests, Op, StatusCode};
@@ -52,6 +53,7 @@ fn the_set_up_finds_what_the_target_says() {
         max_in_flight: 128,
         in_capsule_bytes: 8192,
         max_transfer_bytes: Some(128 << 10),
+        commands: commands::COMPARE | commands::DATASET | commands::WRITE_ZEROES,
         namespace: namespace(BLOCKS),
         has_fence: true,
     };
@@ -93,6 +95,8 @@ struct Fight {
     to_host: Vec<u8>,
     submitted: u32,
     ended: u32,
+    miscompares: u32,
+    host_capsule: u32,
 }
 
 impl Fight {
@@ -100,9 +104,16 @@ impl Fight {
         let (kind, is_small) = (self.random.below(16), self.random.below(2) == 0);
         let (op, blocks) = match kind {
             0 => (Op::Flush, 0),
-            1..8 => (Op::Read, 1 + self.random.below(max_blocks)),
+            1..7 => (Op::Read, 1 + self.random.below(max_blocks)),
+            7 => (Op::Discard, 1 + self.random.below(max_blocks)),
+            8 => (Op::WriteZeroes, 1 + self.random.below(max_blocks)),
+            9 => (Op::Compare, 1 + self.random.below(max_blocks)),
             _ => (Op::Write, 1 + self.random.below(max_blocks)),
         };
+        // A target takes a list of ranges in the capsule alone.
+        if op == Op::Discard && self.host_capsule < 16 {
+            return;
+        }
         // Small ones are as frequent as large ones.
         let blocks = if is_small { blocks.min(8) } else { blocks };
         let lba = self.random.below(BLOCKS - blocks);
@@ -112,9 +123,12 @@ impl Fight {
         if self.flights.iter().any(overlaps) {
             return;
         }
-        let bytes = blocks as usize * 512;
+        let bytes = if op.is_ranged() { 0 } else { blocks as usize * 512 };
         let fill = self.random.next();
-        let data: Vec<u8> = (0..bytes).map(|i| (fill >> (i % 57)) as u8 ^ i as u8).collect();
+        let mut data: Vec<u8> = (0..bytes).map(|i| (fill >> (i % 57)) as u8 ^ i as u8).collect();
+        if op == Op::Compare && fill.is_multiple_of(2) {
+            data.copy_from_slice(&self.model[lba as usize * 512..][..bytes]);
+        }
         let request = Request { op, lba, blocks: blocks as u32, bytes: bytes as u32 };
         let given = if op == Op::Read { vec![0xee; bytes] } else { data.clone() };
         if let Some(slot) = self.host.submit(request, given) {
@@ -125,14 +139,19 @@ impl Fight {
 
     fn reap(&mut self) {
         while let Some((ended, data)) = self.host.next_ended() {
-            assert_eq!(ended.status, StatusCode::SUCCESS);
             let at = self.flights.iter().position(|f| f.slot == ended.slot).unwrap();
             let flight = self.flights.swap_remove(at);
             let start = flight.lba as usize * 512;
             let range = start..start + flight.blocks as usize * 512;
+            let differs = flight.op == Op::Compare && flight.data != self.model[range.clone()];
+            let expected = if differs { StatusCode::COMPARE_FAILURE } else { StatusCode::SUCCESS };
+            assert_eq!(ended.status.plain(), expected);
+            self.miscompares += u32::from(differs);
             match flight.op {
                 Op::Write => self.model[range].copy_from_slice(&flight.data),
-                _ => assert!(data == self.model[range], "a read returned something else"),
+                Op::Discard | Op::WriteZeroes => self.model[range].fill(0),
+                Op::Flush | Op::Compare => {}
+                Op::Read => assert!(data == self.model[range], "a read returned something else"),
             }
             self.ended += 1;
         }
@@ -194,6 +213,8 @@ fn fight(run: &Run) {
         to_host: Vec::new(),
         submitted: 0,
         ended: 0,
+        miscompares: 0,
+        host_capsule: run.in_capsule_bytes,
     };
     let mut deepest = 0;
     for turn in 0.. {
@@ -205,7 +226,7 @@ fn fight(run: &Run) {
         assert!(turn < 400_000, "seed {}: stuck with {:?}", run.seed, fight.ended);
     }
     assert_eq!(fight.ended, fight.submitted);
-    assert!(fight.disk == fight.model);
+    assert!(fight.disk == fight.model && fight.miscompares > 0);
     assert!(fight.end.data.is_empty() && fight.end.running.is_empty());
     assert_eq!(deepest.min(8), run.depth.min(8), "the queue never filled");
 }

@@ -5,5 +5,6 @@ mod ends;
 mod fencing;
 mod golden;
 mod hostile;
+mod lists;
 mod loopback;
 mod refusals;

@@ -277,7 +277,7 @@ impl World {
             match op {
                 Op::Read => self.oracle.read(first, &data),
                 Op::Write => self.oracle.completed(version, first, count),
-                Op::Flush => {}
+                _ => {}
             }
         }
     }

@@ -146,6 +146,7 @@ impl Server {
                     DiskOp::Write { sector: command.lba, data }
                 }
                 Op::Flush => DiskOp::Flush,
+                op => unreachable!("{op:?} is not submitted"),
             };
             self.disk.submit(now_ns, (place as u64) << 32 | u64::from(command.slot), op);
             assert!(connection.running.insert(command.slot, command).is_none());

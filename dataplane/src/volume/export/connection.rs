@@ -24,6 +24,8 @@ pub(super) struct Work {
     pub op: Op,
     pub lba: u64,
     pub bytes: u32,
+    /// Length of the range of an operation without data.
+    pub blocks: u32,
     /// To be flushed after it is written.
     pub is_durable: bool,
 }
@@ -70,7 +72,7 @@ impl Connection {
     pub fn new(depth: u16) -> Connection {
         let target = Target::new(depth);
         let slot = |_| Slot {
-            work: Work { op: Op::Flush, lba: 0, bytes: 0, is_durable: false },
+            work: Work { op: Op::Flush, lba: 0, bytes: 0, blocks: 0, is_durable: false },
             frames: Frames::new(),
             is_asked: false,
             is_running: false,
@@ -289,9 +291,12 @@ impl Connection {
             nvmf::Op::Read => Op::Read,
             nvmf::Op::Write => Op::Write,
             nvmf::Op::Flush => Op::Flush,
+            nvmf::Op::Discard => Op::Discard,
+            nvmf::Op::WriteZeroes => Op::WriteZeroes,
+            nvmf::Op::Compare => Op::Compare,
         };
-        let (lba, bytes, is_durable) = (command.lba, command.bytes, command.is_durable);
-        slot.work = Work { op, lba, bytes, is_durable };
+        let nvmf::target::Command { lba, bytes, blocks, is_durable, .. } = command;
+        slot.work = Work { op, lba, bytes, blocks, is_durable };
         slot.is_running = true;
         self.running += 1;
         Some(command.slot)
@@ -300,7 +305,8 @@ impl Connection {
     /// Whether a durable write that was written is to be flushed now; it becomes a flush.
     pub fn needs_flush(&mut self, slot: u16, status: Status) -> bool {
         let work = &mut self.slots[usize::from(slot)].work;
-        let is_due = work.is_durable && work.op == Op::Write && status == Status::Ok;
+        let is_write = matches!(work.op, Op::Write | Op::WriteZeroes);
+        let is_due = work.is_durable && is_write && status == Status::Ok;
         if is_due {
             work.op = Op::Flush;
         }

@@ -77,6 +77,12 @@ pub struct ExportCounters {
     pub writes: Counter,
     /// Flushes that ended, those of durable writes included.
     pub flushes: Counter,
+    /// Ranges that were discarded.
+    pub discards: Counter,
+    /// Writes of zeros that ended.
+    pub zeroes: Counter,
+    /// Compares that ended.
+    pub compares: Counter,
     /// Controllers whose hosts fell silent.
     pub expired: Counter,
     /// Data received that did not match its digest; its command failed.
@@ -97,6 +103,9 @@ impl Default for ExportCounters {
             reads: Counter::default(),
             writes: Counter::default(),
             flushes: Counter::default(),
+            discards: Counter::default(),
+            zeroes: Counter::default(),
+            compares: Counter::default(),
             expired: Counter::default(),
             digest_errors: Counter::default(),
             ends: std::array::from_fn(|_| Counter::default()),
@@ -120,7 +129,9 @@ impl ExportCounters {
             Op::Read => self.reads.add(1),
             Op::Write => self.writes.add(1),
             Op::Flush => self.flushes.add(1),
-            Op::Discard | Op::WriteZeroes | Op::Compare => {}
+            Op::Discard => self.discards.add(1),
+            Op::WriteZeroes => self.zeroes.add(1),
+            Op::Compare => self.compares.add(1),
         }
         self.statuses[status as usize].add(1);
     }

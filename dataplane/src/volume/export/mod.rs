@@ -266,6 +266,12 @@ impl Export {
         } else {
             self.end(index, slot, status_of(op, done.status));
         }
+        if op == Op::Discard {
+            // The next range of its list.
+            while let Some(slot) = self.connections[usize::from(index)].next_command() {
+                self.backlog.push_back(index * self.slots + slot);
+            }
+        }
     }
 
     /// Sends what is to be sent.
@@ -416,7 +422,7 @@ impl Export {
     fn try_submit(&mut self, now_ns: u64, number: u16, volume: &mut impl BlockDevice) -> bool {
         let (index, slot) = (number / self.slots, number % self.slots);
         let connection = &self.connections[usize::from(index)];
-        let Work { op, lba, bytes, .. } = *connection.work(slot);
+        let Work { op, lba, bytes, blocks, .. } = *connection.work(slot);
         let block_bytes = u64::from(volume.geometry().block_bytes);
         let segments = self.pool.segments(connection.frames(slot), 0, bytes);
         let (offset_bytes, segments): (u64, &[_]) = match op {
@@ -424,7 +430,8 @@ impl Export {
             _ => (lba * block_bytes, &segments),
         };
         let tag = Tag { owner: self.owner, slot: number };
-        let io = Io { tag, op, offset_bytes, range_bytes: 0, segments };
+        let range_bytes = if op.is_ranged() { u64::from(blocks) * block_bytes } else { 0 };
+        let io = Io { tag, op, offset_bytes, range_bytes, segments };
         let is_taken = volume.submit(now_ns, &io).is_ok();
         self.in_flight += u32::from(is_taken);
         self.counters.in_flight.set(self.in_flight.into());
@@ -484,7 +491,9 @@ fn status_of(op: Op, status: Status) -> StatusCode {
         Status::Unaligned => StatusCode::INVALID_FIELD.do_not_retry(),
         Status::ReadOnly => StatusCode::WRITE_PROTECTED.do_not_retry(),
         Status::Unsupported => StatusCode::INVALID_OPCODE.do_not_retry(),
-        Status::Media if op == Op::Read => StatusCode::READ_ERROR.do_not_retry(),
+        Status::Media if matches!(op, Op::Read | Op::Compare) => {
+            StatusCode::READ_ERROR.do_not_retry()
+        }
         Status::Media => StatusCode::WRITE_FAULT.do_not_retry(),
         Status::NoSpace => StatusCode::CAPACITY.do_not_retry(),
         Status::Miscompare => StatusCode::COMPARE_FAILURE.do_not_retry(),

@@ -11,7 +11,7 @@ mod setup;
 pub use setup::{Found, Progress, Setup, SetupError};
 
 use super::assembly::Assembly;
-use super::capsule::{Sgl, Sqe, StatusCode, nvm};
+use super::capsule::{RANGE_BYTES, Range, Sgl, Sqe, StatusCode, nvm};
 use super::digest::Check;
 use super::fabrics::{CONNECT_BYTES, Connect, ConnectData};
 use super::identify::IDENTIFY_BYTES;
@@ -65,9 +65,9 @@ pub struct Request {
     pub op: Op,
     /// First block.
     pub lba: u64,
-    /// Length in blocks, 1 to 65536; 0 for a flush.
+    /// Length in blocks, 1 to 65536, of a discard any but 0; 0 for a flush.
     pub blocks: u32,
-    /// Length in bytes; 0 for a flush.
+    /// Length of the data in bytes; 0 for an operation without data.
     pub bytes: u32,
 }
 
@@ -105,6 +105,8 @@ struct Slot {
     bytes: u32,
     /// Received so far, or asked for so far.
     moved: u32,
+    /// The data of a discard, which is the engine's own.
+    list: Option<[u8; RANGE_BYTES]>,
     /// What the target asked for and has not been queued yet.
     transfer: Option<Transfer>,
     /// A PDU of this command is in the outbox: its memory is in use.
@@ -171,6 +173,7 @@ impl Queue {
             generation: 0,
             bytes: 0,
             moved: 0,
+            list: None,
             transfer: None,
             sending: false,
             is_corrupt: false,
@@ -217,19 +220,35 @@ impl Queue {
         let (opcode, direction) = match request.op {
             Op::Read => (nvm::READ, Direction::In),
             Op::Write => (nvm::WRITE, Direction::Out),
+            Op::Compare => (nvm::COMPARE, Direction::Out),
             Op::Flush => (nvm::FLUSH, Direction::None),
+            Op::WriteZeroes => (nvm::WRITE_ZEROES, Direction::None),
+            Op::Discard => (nvm::DATASET, Direction::Out),
         };
         let mut sqe = Sqe::new(opcode, 0, self.config.nsid);
+        let mut bytes = request.bytes;
+        let list = (request.op == Op::Discard)
+            .then(|| Range { lba: request.lba, blocks: request.blocks }.emit());
+        match request.op {
+            Op::Flush => {}
+            Op::Discard => {
+                // One range (0-based), to be deallocated.
+                sqe.set_cdw(10, 0);
+                sqe.set_cdw(11, 1 << 2);
+                bytes = RANGE_BYTES as u32;
+            }
+            _ => sqe.set_range(request.lba, request.blocks),
+        }
         let mut payload = Payload::None;
-        if request.op != Op::Flush {
-            sqe.set_range(request.lba, request.blocks);
-            sqe.set_sgl(Sgl::Transport { len: request.bytes });
+        if direction != Direction::None {
+            sqe.set_sgl(Sgl::Transport { len: bytes });
         }
-        if request.op == Op::Write && request.bytes <= self.config.in_capsule_bytes {
-            sqe.set_sgl(Sgl::InCapsule { offset: 0, len: request.bytes });
-            payload = Payload::Place { offset: 0, len: request.bytes };
+        if direction == Direction::Out && bytes <= self.config.in_capsule_bytes {
+            sqe.set_sgl(Sgl::InCapsule { offset: 0, len: bytes });
+            payload = Payload::Place { offset: 0, len: bytes };
         }
-        self.start(slot, sqe, direction, request.bytes, payload);
+        self.slots[usize::from(slot)].list = list;
+        self.start(slot, sqe, direction, bytes, payload);
         Ok(slot)
     }
 
@@ -511,12 +530,13 @@ impl Queue {
             state.moved = bytes;
         }
         let header = Header::command(sqe, in_capsule, self.format);
-        self.outbox.push(match data {
-            Payload::Page { offset, len } => {
+        self.outbox.push(match (data, &self.slots[usize::from(slot)].list) {
+            (Payload::Page { offset, len }, _) => {
                 let at = usize::from(offset);
                 Entry::from_page(&header, &self.page, at..at + usize::from(len), Some(slot))
             }
-            data => Entry::new(&header, data, Some(slot)),
+            (Payload::Place { .. }, Some(list)) => Entry::with_inline(&header, list, Some(slot)),
+            (data, _) => Entry::new(&header, data, Some(slot)),
         });
     }
 
@@ -567,7 +587,9 @@ impl Queue {
         if asked.offset != state.moved {
             return Err(Fault::DataOrder);
         }
-        if asked.len == 0 || asked.len > state.bytes - state.moved {
+        // A list of one range goes in one piece.
+        let is_part = state.list.is_some() && asked.len < state.bytes;
+        if asked.len == 0 || asked.len > state.bytes - state.moved || is_part {
             return Err(Fault::DataRange);
         }
         state.moved += asked.len;
@@ -587,7 +609,10 @@ impl Queue {
         let flags = if rest == 0 { pdu::LAST } else { 0 };
         let header = Header::data(Kind::HostData, flags, Transfer { len, ..asked }, self.format);
         let payload = Payload::Place { offset: asked.offset, len };
-        self.outbox.push(Entry::new(&header, payload, Some(slot)));
+        self.outbox.push(match &self.slots[usize::from(slot)].list {
+            Some(list) => Entry::with_inline(&header, list, Some(slot)),
+            None => Entry::new(&header, payload, Some(slot)),
+        });
     }
 
     fn finish(&mut self, slot: u16, mut end: ControlEnd) -> Result<(), Fault> {

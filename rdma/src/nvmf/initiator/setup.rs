@@ -20,6 +20,8 @@ pub struct Found {
     pub in_capsule_bytes: u32,
     /// Bytes that one command may transfer; `None`: no limit.
     pub max_transfer_bytes: Option<u64>,
+    /// Optional commands of the controller: [`commands`](crate::nvmf::identify::commands).
+    pub commands: u16,
     /// The namespace.
     pub namespace: Namespace,
     /// Whether the target knows the [`fence`](crate::nvmf::fence) command.
@@ -244,6 +246,7 @@ impl Setup {
             max_in_flight: self.capabilities.max_queue_size().max(1),
             in_capsule_bytes: self.controller.in_capsule_bytes,
             max_transfer_bytes: max_transfer_bytes.filter(|bytes| *bytes > 0),
+            commands: self.controller.commands,
             namespace,
             has_fence: self.controller.has_fence,
         })

@@ -1,16 +1,22 @@
 //! I/O commands: checks, slots, and how a write's data comes (NVM 3; TCP 3.4.1).
 
-use super::{Incoming, Slot, Stage, Subsystem, Target};
+use super::{Incoming, Slot, Stage, Subsystem, Target, ranges};
 use crate::nvmf::capsule::{ALL_NAMESPACES, Sgl, Sqe, StatusCode, nvm};
 use crate::nvmf::outbox::{Entry, Payload};
 use crate::nvmf::pdu::{Common, Header, Transfer};
 use crate::nvmf::{Fault, Op};
 
-/// A command that passed its checks.
+/// A command that passed its checks, and where its data is.
 struct Checked {
     op: Op,
+    /// Length of the data.
     bytes: u32,
+    /// The data, or a discard's list, is in the capsule.
     in_capsule: bool,
+    /// Length of the range, of an operation without data.
+    blocks: u32,
+    /// Ranges of a discard.
+    ranges: u16,
 }
 
 impl Target {
@@ -32,27 +38,34 @@ impl Target {
             }
         };
         let Some(slot) = self.free.pop() else { return Err(Fault::QueueOverrun) };
-        let Checked { op, bytes, in_capsule } = checked;
-        let needs_place = op != Op::Flush;
+        let Checked { op, bytes, in_capsule: has_data, blocks, ranges } = checked;
+        let stage = match op {
+            Op::Read | Op::Write | Op::Compare => Stage::Waiting,
+            Op::Discard => Stage::Receiving,
+            Op::Flush | Op::WriteZeroes => Stage::Ready,
+        };
         self.slots[usize::from(slot)] = Slot {
-            stage: if needs_place { Stage::Waiting } else { Stage::Ready },
+            stage,
             cid: sqe.cid(),
             op,
-            is_durable: op == Op::Write && sqe.force_unit_access(),
-            in_capsule,
-            is_asking: false,
-            is_corrupt: false,
+            is_durable: matches!(op, Op::Write | Op::WriteZeroes) && sqe.force_unit_access(),
+            in_capsule: has_data,
             lba: sqe.lba(),
             bytes,
-            received: 0,
-            asked: if in_capsule { bytes } else { 0 },
+            asked: if has_data { bytes } else { 0 },
+            blocks,
+            ranges,
+            is_hint: ranges::is_hint(sqe),
+            ..Slot::FREE
         };
-        if needs_place {
-            self.waiting.push_back(slot);
-        } else {
-            self.ready.push_back(slot);
+        match stage {
+            Stage::Waiting => self.waiting.push_back(slot),
+            Stage::Ready => self.ready.push_back(slot),
+            _ => {}
         }
-        if in_capsule {
+        if op == Op::Discard {
+            self.incoming = Incoming::Ranges { slot, left: in_capsule };
+        } else if has_data {
             self.incoming = Incoming::Data { slot, left: bytes };
         }
         Ok(None)
@@ -79,24 +92,26 @@ impl Target {
         if is_busy && self.slots.iter().any(|s| s.stage != Stage::Free && s.cid == sqe.cid()) {
             return Err(StatusCode::CID_CONFLICT);
         }
-        let op = match sqe.opcode() {
-            nvm::READ => Op::Read,
-            nvm::WRITE => Op::Write,
-            nvm::FLUSH => Op::Flush,
-            _ => return Err(StatusCode::INVALID_OPCODE),
-        };
+        let op = op_of(sqe.opcode()).ok_or(StatusCode::INVALID_OPCODE)?;
         let is_known = sqe.nsid() == 1 || op == Op::Flush && sqe.nsid() == ALL_NAMESPACES;
         if !is_known {
             return Err(StatusCode::INVALID_NAMESPACE);
         }
-        if op == Op::Flush {
-            let is_plain = in_capsule == 0;
-            let flush = Checked { op, bytes: 0, in_capsule: false };
-            return is_plain.then_some(flush).ok_or(StatusCode::SGL_LENGTH);
+        if op.is_change() && subsystem.namespace.read_only {
+            return Err(StatusCode::WRITE_PROTECTED);
         }
-        let bytes = range(op, sqe, subsystem)?;
-        let in_capsule = placement(op, sqe, bytes, in_capsule)?;
-        Ok(Checked { op, bytes, in_capsule })
+        let mut checked = Checked { op, bytes: 0, in_capsule: false, blocks: 0, ranges: 0 };
+        match op {
+            Op::Discard => checked.ranges = ranges::list_of(sqe, in_capsule)?,
+            Op::Flush | Op::WriteZeroes if in_capsule > 0 => return Err(StatusCode::SGL_LENGTH),
+            Op::Flush => {}
+            Op::WriteZeroes => checked.blocks = blocks(sqe, subsystem)?,
+            Op::Read | Op::Write | Op::Compare => {
+                checked.bytes = data_bytes(sqe, subsystem)?;
+                checked.in_capsule = placement(op, sqe, checked.bytes, in_capsule)?;
+            }
+        }
+        Ok(checked)
     }
 
     /// Asks for the next part of a write's data.
@@ -141,31 +156,43 @@ impl Target {
     }
 }
 
-/// The length of a read's or write's data in bytes.
-fn range(op: Op, sqe: &Sqe, subsystem: &Subsystem) -> Result<u32, StatusCode> {
-    let namespace = &subsystem.namespace;
-    if op == Op::Write && namespace.read_only {
-        return Err(StatusCode::WRITE_PROTECTED);
+fn op_of(opcode: u8) -> Option<Op> {
+    Some(match opcode {
+        nvm::READ => Op::Read,
+        nvm::WRITE => Op::Write,
+        nvm::FLUSH => Op::Flush,
+        nvm::COMPARE => Op::Compare,
+        nvm::WRITE_ZEROES => Op::WriteZeroes,
+        nvm::DATASET => Op::Discard,
+        _ => return None,
+    })
+}
+
+/// The length of a command's range in blocks, inside the namespace.
+fn blocks(sqe: &Sqe, subsystem: &Subsystem) -> Result<u32, StatusCode> {
+    match sqe.lba().checked_add(u64::from(sqe.blocks())) {
+        Some(end) if end <= subsystem.namespace.blocks => Ok(sqe.blocks()),
+        _ => Err(StatusCode::LBA_RANGE),
     }
-    let blocks = u64::from(sqe.blocks());
-    let bytes = blocks * u64::from(namespace.block_bytes);
+}
+
+/// The length of a command's data: no more than one command may transfer.
+fn data_bytes(sqe: &Sqe, subsystem: &Subsystem) -> Result<u32, StatusCode> {
+    let bytes = u64::from(sqe.blocks()) * u64::from(subsystem.namespace.block_bytes);
     if bytes > u64::from(subsystem.limits.transfer_bytes) {
         return Err(StatusCode::INVALID_FIELD);
     }
-    match sqe.lba().checked_add(blocks) {
-        Some(end) if end <= namespace.blocks => Ok(bytes as u32),
-        _ => Err(StatusCode::LBA_RANGE),
-    }
+    blocks(sqe, subsystem).map(|_| bytes as u32)
 }
 
 /// Whether the data is in the capsule; the descriptor must say what is so.
 fn placement(op: Op, sqe: &Sqe, bytes: u32, in_capsule: u32) -> Result<bool, StatusCode> {
     match sqe.sgl() {
-        Sgl::InCapsule { offset: 0, len } if op == Op::Write => {
+        Sgl::InCapsule { offset: 0, len } if op.takes_data() => {
             let is_whole = len == bytes && in_capsule == bytes;
             is_whole.then_some(true).ok_or(StatusCode::SGL_LENGTH)
         }
-        Sgl::InCapsule { .. } if op == Op::Write => Err(StatusCode::SGL_OFFSET),
+        Sgl::InCapsule { .. } if op.takes_data() => Err(StatusCode::SGL_OFFSET),
         Sgl::InCapsule { .. } | Sgl::Unknown => Err(StatusCode::SGL_TYPE),
         Sgl::Transport { len } => {
             let is_whole = len == bytes && in_capsule == 0;

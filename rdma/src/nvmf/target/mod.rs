@@ -7,8 +7,8 @@
 //!    come behind a capsule with data, so memory for one capsule ([`IN_CAPSULE_BYTES`]) must
 //!    never be given to a command [`by_request`](Waiting::by_request): they would wait for each
 //!    other. Everything else that holds memory ends by itself.
-//! 2. [`Target::next_command`] returns commands to run: reads, flushes, and writes whose data is
-//!    all in place.
+//! 2. [`Target::next_command`] returns commands to run: those without data from the host, and
+//!    those whose data is all in place. Each range of a discard is one, after the one before it.
 //! 3. The caller says [`Target::complete`]; a read's data must stay until the slot is released
 //!    through [`Target::sent`].
 //!
@@ -17,8 +17,10 @@
 
 mod admin;
 mod io;
+mod ranges;
 mod subsystem;
 
+pub use ranges::MAX_RANGES;
 pub use subsystem::{Limits, MAX_IO_QUEUES, Subsystem};
 
 use super::assembly::Assembly;
@@ -60,9 +62,11 @@ pub struct Command {
     pub op: Op,
     /// First block.
     pub lba: u64,
-    /// Length of the data; 0 for a flush.
+    /// Length of the data; 0 without.
     pub bytes: u32,
-    /// A write that must be durable when it ends (FUA).
+    /// Length in blocks of a discard's or write-zeroes' range; otherwise 0.
+    pub blocks: u32,
+    /// A write or write-zeroes that must be durable when it ends (FUA).
     pub is_durable: bool,
 }
 
@@ -94,10 +98,38 @@ struct Slot {
     /// Data of it did not match its digest.
     is_corrupt: bool,
     lba: u64,
+    /// Length of the data.
     bytes: u32,
     received: u32,
     /// How far data has been asked for.
     asked: u32,
+    /// Length of the range of an operation without data.
+    blocks: u32,
+    /// Ranges in the list of a discard, and how many were begun.
+    ranges: u16,
+    range: u16,
+    /// The list tells how its ranges are used, and nothing is to be done.
+    is_hint: bool,
+}
+
+impl Slot {
+    const FREE: Slot = Slot {
+        stage: Stage::Free,
+        cid: 0,
+        op: Op::Flush,
+        is_durable: false,
+        in_capsule: false,
+        is_asking: false,
+        is_corrupt: false,
+        lba: 0,
+        bytes: 0,
+        received: 0,
+        asked: 0,
+        blocks: 0,
+        ranges: 0,
+        range: 0,
+        is_hint: false,
+    };
 }
 
 /// What the next received bytes are.
@@ -114,6 +146,11 @@ enum Incoming {
     },
     /// A slot's data.
     Data {
+        slot: u16,
+        left: u32,
+    },
+    /// The ranges of a discard, to the page.
+    Ranges {
         slot: u16,
         left: u32,
     },
@@ -163,6 +200,8 @@ pub struct Target {
     asking: u16,
     ready: VecDeque<u16>,
     connect: Sqe,
+    /// The discard whose list is in the page.
+    listing: Option<u16>,
     /// A Fence command that waits for its answer.
     fencing: Option<u16>,
     page: Box<[u8]>,
@@ -176,19 +215,6 @@ impl Target {
     pub fn new(depth: u16) -> Target {
         // A host may have as many commands outstanding as the queue has entries.
         let slots = usize::from(depth) + 1;
-        let slot = Slot {
-            stage: Stage::Free,
-            cid: 0,
-            op: Op::Flush,
-            is_durable: false,
-            in_capsule: false,
-            is_asking: false,
-            is_corrupt: false,
-            lba: 0,
-            bytes: 0,
-            received: 0,
-            asked: 0,
-        };
         Target {
             phase: Phase::New,
             member: None,
@@ -206,12 +232,13 @@ impl Target {
             outbox: Outbox::new(slots + usize::from(LOOSE_RESPONSES) + 3),
             loose: 0,
             is_page_busy: false,
-            slots: vec![slot; slots].into_boxed_slice(),
+            slots: vec![Slot::FREE; slots].into_boxed_slice(),
             free: (0..slots as u16).rev().collect(),
             waiting: VecDeque::with_capacity(slots),
             asking: 0,
             ready: VecDeque::with_capacity(slots),
             connect: Sqe([0; 64]),
+            listing: None,
             fencing: None,
             page: vec![0; IDENTIFY_BYTES + TERM_DATA_BYTES].into_boxed_slice(),
         }
@@ -237,7 +264,7 @@ impl Target {
         self.waiting.clear();
         self.asking = 0;
         self.ready.clear();
-        self.fencing = None;
+        (self.listing, self.fencing) = (None, None);
     }
 
     /// Slots: numbers below this name commands.
@@ -291,7 +318,8 @@ impl Target {
     /// Whether data that was asked for, or the rest of a PDU, is outstanding: a host that lets it
     /// wait forever holds memory.
     pub fn is_owed_data(&self) -> bool {
-        self.asking > 0 || self.incoming != Incoming::Header && !self.is_held()
+        let is_held = self.is_held() || self.is_list_held();
+        self.asking > 0 || self.incoming != Incoming::Header && !is_held
     }
 
     /// The next command that needs a place for its data.
@@ -300,7 +328,7 @@ impl Target {
         let next = if self.must_overtake() { self.waiting.back() } else { self.waiting.front() };
         let slot = *next?;
         let Slot { op, bytes, in_capsule, .. } = self.slots[usize::from(slot)];
-        Some(Waiting { slot, bytes, by_request: op == Op::Write && !in_capsule })
+        Some(Waiting { slot, bytes, by_request: op.takes_data() && !in_capsule })
     }
 
     /// Whether the last command to come, whose capsule holds up the stream, goes first: data that
@@ -323,14 +351,14 @@ impl Target {
         let Some(slot) = next else { return };
         let state = &mut self.slots[usize::from(slot)];
         match state.op {
-            Op::Write => {
+            Op::Write | Op::Compare => {
                 state.stage = Stage::Receiving;
                 if !state.in_capsule {
                     self.asking += 1;
                     self.ask(slot, subsystem.limits.r2t_bytes);
                 }
             }
-            Op::Read | Op::Flush => {
+            Op::Read | Op::Flush | Op::Discard | Op::WriteZeroes => {
                 state.stage = Stage::Ready;
                 self.ready.push_back(slot);
             }
@@ -343,8 +371,8 @@ impl Target {
         let slot = self.ready.pop_front()?;
         let state = &mut self.slots[usize::from(slot)];
         state.stage = Stage::Running;
-        let Slot { op, lba, bytes, is_durable, .. } = *state;
-        Some(Command { slot, op, lba, bytes, is_durable })
+        let Slot { op, lba, bytes, blocks, is_durable, .. } = *state;
+        Some(Command { slot, op, lba, bytes, blocks, is_durable })
     }
 
     /// A command that [`next_command`](Self::next_command) returned has ended.
@@ -353,6 +381,14 @@ impl Target {
         assert!(state.stage == Stage::Running, "slot {slot} was not running");
         self.slots[usize::from(slot)].stage = Stage::Responding;
         if self.fault().is_some() {
+            return;
+        }
+        if state.op == Op::Discard {
+            if status.is_success() {
+                self.next_range(slot);
+            } else {
+                self.end_list(slot, status);
+            }
             return;
         }
         let response = Header::response(self.cqe(state.cid, status, 0), self.format);
@@ -439,6 +475,7 @@ impl Target {
         }
         match self.incoming {
             Incoming::Data { .. } if self.is_held() => Want::Nothing,
+            Incoming::Ranges { .. } if self.is_list_held() => Want::Nothing,
             Incoming::Data { slot, left } if self.pad == 0 => {
                 let offset = self.slots[usize::from(slot)].received;
                 Want::Data { slot, offset, len: left }
@@ -540,8 +577,12 @@ impl Target {
         self.digest_errors += u32::from(!matches);
         match slot {
             Some(slot) => {
-                self.slots[usize::from(slot)].is_corrupt |= !matches;
-                self.go_on(slot, subsystem);
+                let state = &mut self.slots[usize::from(slot)];
+                state.is_corrupt |= !matches;
+                match state.op {
+                    Op::Discard => self.begin_list(slot, subsystem),
+                    _ => self.go_on(slot, subsystem),
+                }
             }
             None if matches => self.finish_connect(now_ns, subsystem),
             None => self.respond(self.connect.cid(), StatusCode::TRANSIENT_TRANSPORT, 0),
@@ -591,6 +632,12 @@ impl Target {
                     self.incoming = Incoming::Header;
                     self.finish_connect(now_ns, subsystem);
                 }
+                Ok(used)
+            }
+            Incoming::Ranges { slot, left } => {
+                let (slot, left) = (*slot, *left);
+                let used = bytes.len().min(left as usize);
+                self.list(&bytes[..used], slot, left, subsystem);
                 Ok(used)
             }
             Incoming::Digest { slot } => {
