@@ -189,6 +189,39 @@ fn checked(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+/// Lets a raw ICMP socket receive messages of this type only (`ICMP_FILTER` of raw(7)).
+pub fn receive_icmp_only(socket: BorrowedFd<'_>, kind: u8) -> io::Result<()> {
+    /// linux/icmp.h.
+    const ICMP_FILTER: libc::c_int = 1;
+    // A set bit keeps a type out; types from 32 on are always received.
+    let filter: u32 = !(1u32.checked_shl(kind.into()).unwrap_or(0));
+    set_words(socket, libc::SOL_RAW, ICMP_FILTER, &[filter])
+}
+
+/// Lets a raw ICMPv6 socket receive messages of this type only (RFC 3542 section 3.2).
+pub fn receive_icmpv6_only(socket: BorrowedFd<'_>, kind: u8) -> io::Result<()> {
+    /// linux/icmpv6.h.
+    const ICMPV6_FILTER: libc::c_int = 1;
+    // A set bit keeps a type out.
+    let mut filter = [u32::MAX; 8];
+    filter[usize::from(kind / 32)] &= !(1 << (kind % 32));
+    set_words(socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &filter)
+}
+
+fn set_words(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    words: &[u32],
+) -> io::Result<()> {
+    let bytes = size_of_val(words) as libc::socklen_t;
+    // SAFETY: an open descriptor, and words that are valid for reads of their size; the options
+    // of the callers hold no pointers.
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, words.as_ptr().cast(), bytes) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

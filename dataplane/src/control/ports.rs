@@ -66,7 +66,7 @@ impl Ports {
         let attached = self.steering().get(index).map(Steering::interface_index);
         let text = match found {
             _ if found == attached => String::new(),
-            None => format!("port {}: its interface {} is gone", port.name, port.interface),
+            None => self.missing(plan, index, attached),
             Some(_) => match self.reopen(plan, index) {
                 Ok(()) => String::new(),
                 Err(error) => format!("port {}: {error}; it is tried again", port.name),
@@ -77,6 +77,20 @@ impl Ports {
                 tracing::warn!("{text}");
             }
             self.told[index] = text;
+        }
+    }
+
+    /// What to say of a port without an interface of its name. One that was renamed goes on as it
+    /// is, with its program and its sockets, until another one takes the name.
+    fn missing(&self, plan: &Plan, index: usize, attached: Option<u32>) -> String {
+        let port = &plan.ports[index];
+        let (name, interface) = (&port.name, &port.interface);
+        match attached.and_then(|index| netlink::name(index).ok().flatten()) {
+            Some(now) => format!(
+                "port {name}: its interface {interface} is called {now} now and stays in use; the \
+                 next start needs the old name, or `interface = \"{now}\"`"
+            ),
+            None => format!("port {name}: its interface {interface} is gone"),
         }
     }
 

@@ -238,8 +238,12 @@ fn supervise(
     let mut told = String::new();
     while !stop.load(Ordering::Relaxed) && threads.iter().all(|thread| !thread.is_finished()) {
         match ways.changed(LOOK) {
-            Ok(false) => {}
-            Ok(true) => publish(&Arc::new(ways.tables(plan)), handles),
+            Ok(false) if ways.is_failing() => {}
+            Ok(false) => told.clear(),
+            Ok(true) => {
+                told.clear();
+                publish(&Arc::new(ways.tables(plan)), handles);
+            }
             Err(error) => {
                 let text = format!("{error}; the next hops stay as they were");
                 if text != told {

@@ -2,7 +2,9 @@
 
 use super::netlink::underlay::{Underlay, UnderlayError};
 use crate::config::Plan;
+use crate::packet::PortId;
 use crate::switch::{NextHop, Tables};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,8 +12,8 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Ways {
     underlay: Underlay,
-    /// Interfaces by port number.
-    interfaces: Vec<String>,
+    /// Each port's interface.
+    interfaces: HashMap<PortId, String>,
     known: Vec<(IpAddr, NextHop)>,
 }
 
@@ -19,7 +21,8 @@ impl Ways {
     /// Begins to follow the far ends of a plan's routes.
     pub fn new(plan: &Plan) -> Result<Ways, UnderlayError> {
         let underlay = Underlay::new(plan)?;
-        let interfaces = plan.ports.iter().map(|port| port.interface.clone()).collect();
+        let named = plan.ports.iter().map(|port| (port.id, port.interface.clone()));
+        let interfaces = named.collect();
         let mut ways = Ways { underlay, interfaces, known: Vec::new() };
         ways.changed(Duration::ZERO)?;
         Ok(ways)
@@ -37,6 +40,11 @@ impl Ways {
         Ok(true)
     }
 
+    /// Whether the kernel could not be asked when that was last tried.
+    pub fn is_failing(&self) -> bool {
+        self.underlay.is_failing()
+    }
+
     /// Tables with the ways as they are.
     pub fn tables(&self, plan: &Plan) -> Tables {
         Tables::new(plan, &self.known)
@@ -45,7 +53,7 @@ impl Ways {
     fn text(&self, next_hop: &NextHop) -> String {
         match next_hop {
             NextHop::Resolved { port, dst_mac, path_mtu, .. } => {
-                let interface = &self.interfaces[usize::from(port.0)];
+                let interface = self.interfaces.get(port).map_or("", String::as_str);
                 format!("over {interface} to {dst_mac}, MTU {path_mtu}")
             }
             NextHop::Unresolved => "unresolved: nobody has answered for its MAC address yet".into(),

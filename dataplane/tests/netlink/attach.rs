@@ -9,6 +9,7 @@ fn plan(port: &str) -> Plan {
     let text = format!(
         "name = 'test'\n\
          [[vpc]]\nname = 'blue'\nvni = 100\ngateway = '10.0.0.254'\n\
+         gateway6 = 'fd00::fe'\n\
          [[uplink]]\nname = 'up'\ninterface = 'up0'\nvtep = '192.0.2.1'\n\
          [[port]]\nname = 'web'\ninterface = 'ob-web'\nvpc = 'blue'\n{port}\n"
     );
@@ -17,6 +18,11 @@ fn plan(port: &str) -> Plan {
 
 fn usual() -> Plan {
     plan("address = '10.0.0.1/24'\nmtu = 8950\nqueues = 2")
+}
+
+/// With addresses of both families.
+fn dual() -> Plan {
+    plan("address = '10.0.0.1/24'\naddress6 = 'fd00::1/64'\nmtu = 8950\nqueues = 2")
 }
 
 struct Bed {
@@ -114,6 +120,77 @@ fn attaching_again_repairs() {
     bed.host.ip("link set ob-web down mtu 1000");
     assert_eq!(bed.attach(&usual()).unwrap(), Attached::Again);
     check_attached(&bed, "06:64:0a:00:00:01");
+}
+
+/// The addresses of IPv6 that are no link-local ones, with their flags.
+fn addresses6(link: &Value) -> Vec<(String, Option<bool>)> {
+    let infos = link["addr_info"].as_array().unwrap().iter();
+    let global = infos.filter(|info| info["family"] == "inet6" && info["scope"] == "global");
+    let one = |info: &Value| {
+        let text = format!("{}/{}", info["local"].as_str().unwrap(), info["prefixlen"]);
+        (text, info["tentative"].as_bool())
+    };
+    global.map(one).collect()
+}
+
+fn check_v6(bed: &Bed, address: &str) {
+    let host = link(&bed.host, "ob-web");
+    assert!(addresses(&host).is_empty(), "{host:#}");
+    let tenant = link(&bed.tenant, "eth0");
+    assert_eq!(addresses6(&tenant), [(address.to_string(), None)], "{tenant:#}");
+    assert_eq!(tenant["mtu"], 8950);
+    let default = bed.tenant.show("-6 route show default");
+    let routes = default.as_array().unwrap();
+    assert_eq!(routes.len(), 1, "{default:#}");
+    let route = (&routes[0]["gateway"], &routes[0]["dev"]);
+    assert_eq!(route, (&"fd00::fe".into(), &"eth0".into()));
+    for (name, value) in [("accept_ra", "0"), ("autoconf", "0"), ("disable_ipv6", "0")] {
+        let path = format!("/proc/sys/net/ipv6/conf/eth0/{name}");
+        let found = bed.tenant.inside(|| std::fs::read_to_string(&path)).unwrap();
+        assert_eq!(found.trim(), value, "{name}");
+    }
+}
+
+#[test]
+fn a_container_of_both_families_has_two_addresses_and_two_ways_out() {
+    let bed = Bed::new();
+    // As container engines do.
+    bed.tenant.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+    bed.tenant.sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+    assert_eq!(bed.attach(&dual()).unwrap(), Attached::New);
+    check_v6(&bed, "fd00::1/64");
+    let v4 = bed.tenant.show("-4 address show dev eth0");
+    assert_eq!(addresses(&v4[0]), [("10.0.0.1".to_string(), 24)]);
+    bed.tenant.ip("-6 route del default");
+    bed.tenant.ip("address add fd00::9/64 dev eth0");
+    assert_eq!(bed.attach(&dual()).unwrap(), Attached::Again);
+    check_v6(&bed, "fd00::1/64");
+    assert!(bed.detach(None).unwrap());
+    assert_eq!(bed.links(), NOTHING);
+}
+
+#[test]
+fn a_container_may_have_ipv6_alone_and_its_gateway_beyond_the_prefix() {
+    let bed = Bed::new();
+    let plan = plan("address6 = 'fd00:1::1/128'\nmac = '02:00:00:00:00:01'\nmtu = 8950");
+    for _ in 0..2 {
+        bed.attach(&plan).unwrap();
+        check_v6(&bed, "fd00:1::1/128");
+        assert!(bed.tenant.show("-4 address show dev eth0")[0]["addr_info"].is_null());
+    }
+    // Another way out of the container is named with the command that shows it.
+    bed.tenant.ip("-6 route del default");
+    bed.tenant.ip("link add other type bridge");
+    bed.tenant.ip("link set other up");
+    bed.tenant.ip("-6 address add 2001:db8::5/64 dev other nodad");
+    bed.tenant.ip("-6 route add default via 2001:db8::1");
+    let error = bed.attach(&plan).unwrap_err().to_string();
+    let expected = format!(
+        "the namespace \"{0}\" has another default route via 2001:db8::1; \
+         remove it with `ip -6 -n {0} route del default`",
+        bed.tenant.name()
+    );
+    assert_eq!(error, expected);
 }
 
 #[test]

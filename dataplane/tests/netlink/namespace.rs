@@ -38,6 +38,15 @@ impl Namespace {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| serde_json::json!([]))
     }
 
+    /// The IPv6 link-local address of an interface.
+    #[track_caller]
+    pub fn link_local(&self, interface: &str) -> String {
+        let shown = self.show(&format!("address show dev {interface} scope link"));
+        let infos = shown[0]["addr_info"].as_array().expect("it has addresses");
+        let found = infos.iter().find(|info| info["family"] == "inet6");
+        found.and_then(|info| info["local"].as_str()).expect("one is IPv6's").to_string()
+    }
+
     /// Runs a command in the namespace and gives what it prints.
     #[track_caller]
     pub fn exec(&self, arguments: &str) -> String {

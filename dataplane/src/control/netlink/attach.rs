@@ -6,14 +6,15 @@
 //! leaves nothing behind. The host's end carries the alias `outboard INSTANCE/PORT`, by which
 //! [`detach`] and a second [`attach`] know it as ours.
 
-use super::links::{self, DefaultRoute, Link, VethPair};
+use super::addresses::{self, DefaultRoute};
+use super::links::{self, Link, VethPair};
 use super::netns::{Netns, NetnsError};
 use super::offload;
 use super::socket::Rtnetlink;
 use crate::config::Plan;
-use crate::config::plan::{Port, Role, Tenant};
+use crate::config::plan::{Port, Role, Tenant, Vpc};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// What [`attach`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,13 +104,15 @@ pub enum AttachError {
     /// The container reaches the world another way.
     #[error(
         "the namespace \"{netns}\" has another default route{via}; \
-         remove it with `ip -n {netns} route del default`"
+         remove it with `{ip} -n {netns} route del default`"
     )]
     DefaultRoute {
         /// The namespace.
         netns: String,
         /// " via ADDRESS", or nothing.
         via: String,
+        /// The command that shows routes of the family.
+        ip: &'static str,
     },
     /// A step was refused.
     #[error("cannot {step}: {source}{remedy}")]
@@ -138,9 +141,36 @@ fn refused(step: impl Into<String>) -> impl FnOnce(io::Error) -> AttachError {
 struct Wanted<'p> {
     port: &'p Port,
     tenant: &'p Tenant,
-    /// Of IPv4.
-    gateway: Option<Ipv4Addr>,
+    /// Address, prefix length, the gateway, and whether that is in the prefix; one per family.
+    addresses: Vec<Address>,
     alias: String,
+}
+
+/// An address of the container, and its way out.
+struct Address {
+    own: IpAddr,
+    prefix_len: u8,
+    gateway: IpAddr,
+    gateway_on_link: bool,
+}
+
+impl Address {
+    /// Those of a tenant, whose VPC has a gateway for each: the configuration sees to that.
+    fn all(tenant: &Tenant, vpc: &Vpc) -> Vec<Address> {
+        let v4 = tenant.address.zip(vpc.gateway).map(|(own, gateway)| Address {
+            own: own.address.into(),
+            prefix_len: own.prefix_len,
+            gateway: gateway.into(),
+            gateway_on_link: own.network().contains(gateway),
+        });
+        let v6 = tenant.address6.zip(vpc.gateway6).map(|(own, gateway)| Address {
+            own: own.address.into(),
+            prefix_len: own.prefix_len,
+            gateway: gateway.into(),
+            gateway_on_link: own.network().contains(gateway),
+        });
+        v4.into_iter().chain(v6).collect()
+    }
 }
 
 impl<'p> Wanted<'p> {
@@ -151,9 +181,9 @@ impl<'p> Wanted<'p> {
         });
         match tenants.clone().find(|(candidate, _)| candidate.name == port) {
             Some((port, tenant)) => {
-                let gateway = plan.vpcs[usize::from(tenant.vpc)].gateway;
+                let addresses = Address::all(tenant, &plan.vpcs[usize::from(tenant.vpc)]);
                 let alias = format!("outboard {}/{}", plan.name, port.name);
-                Ok(Wanted { port, tenant, gateway, alias })
+                Ok(Wanted { port, tenant, addresses, alias })
             }
             None => {
                 let known: Vec<_> = tenants.map(|(port, _)| port.name.as_str()).collect();
@@ -272,7 +302,7 @@ fn configure(
     let interface = &wanted.port.interface;
     let mtu = u32::from(wanted.tenant.mtu);
     links::set_mtu(netlink, host, mtu)
-        .and_then(|()| links::set_no_ipv6_address(netlink, host))
+        .and_then(|()| links::set_link_local(netlink, host, false))
         .and_then(|()| links::set_up(netlink, host))
         .map_err(refused(format!("set up the interface {interface}")))?;
     netns.run(|| configure_inside(wanted, netns, ifname))?
@@ -292,21 +322,40 @@ fn configure_inside(wanted: &Wanted, netns: &Netns, ifname: &str) -> Result<(), 
             .map_err(refused(format!("set the MAC address of {place}")))?;
     }
     offload::switch_off(ifname).map_err(refused(format!("switch off offloads of {place}")))?;
+    let has_v6 = wanted.addresses.iter().any(|address| address.own.is_ipv6());
+    if has_v6 {
+        settings_v6(ifname).map_err(refused(format!("set up IPv6 on {place}")))?;
+    }
     links::set_mtu(&mut netlink, index, u32::from(tenant.mtu))
-        .and_then(|()| links::set_no_ipv6_address(&mut netlink, index))
+        .and_then(|()| links::set_link_local(&mut netlink, index, has_v6))
         .and_then(|()| links::set_up(&mut netlink, index))
         .map_err(refused(format!("set up {place}")))?;
-    let (Some(own), Some(gateway)) = (tenant.address, wanted.gateway) else { return Ok(()) };
-    links::set_address(&mut netlink, index, own.address, own.prefix_len)
-        .map_err(refused(format!("give {place} the address {}", own.address)))?;
-    let step = || refused(format!("route {place} through {gateway}"));
-    if !own.network().contains(gateway) {
-        links::add_on_link(&mut netlink, index, gateway).map_err(step())?;
+    for address in &wanted.addresses {
+        let Address { own, prefix_len, gateway, gateway_on_link } = *address;
+        addresses::set_address(&mut netlink, index, own, prefix_len)
+            .map_err(refused(format!("give {place} the address {own}")))?;
+        let step = || refused(format!("route {place} through {gateway}"));
+        if !gateway_on_link {
+            addresses::add_on_link(&mut netlink, index, gateway).map_err(step())?;
+        }
+        let default = addresses::add_default(&mut netlink, index, gateway).map_err(step())?;
+        if default != (DefaultRoute { index, via: Some(gateway) }) {
+            let via = default.via.map_or(String::new(), |via| format!(" via {via}"));
+            let ip = if gateway.is_ipv6() { "ip -6" } else { "ip" };
+            return Err(AttachError::DefaultRoute { netns: netns.name().to_string(), via, ip });
+        }
     }
-    let default = links::add_default(&mut netlink, index, gateway).map_err(step())?;
-    if default != (DefaultRoute { index, via: Some(gateway) }) {
-        let via = default.via.map_or(String::new(), |via| format!(" via {via}"));
-        return Err(AttachError::DefaultRoute { netns: netns.name().to_string(), via });
+    Ok(())
+}
+
+/// Has the kernel speak IPv6 on an interface of this thread's namespace (container engines may
+/// switch it off): without listening to routers, since the gateway is known, and without looking
+/// for duplicates, since nobody else can have the addresses.
+fn settings_v6(ifname: &str) -> io::Result<()> {
+    let settings =
+        [("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
+    for (setting, value) in settings {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/{setting}"), value)?;
     }
     Ok(())
 }

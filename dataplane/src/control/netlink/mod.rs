@@ -3,11 +3,14 @@
 //! Sockets block for at most [`socket::ANSWER_TIMEOUT`]; nothing here is ever called by a worker.
 //! A socket belongs to the network namespace in which it was made, whatever its thread does later.
 
+mod addresses;
 pub mod attach;
 mod links;
+mod lookup;
 mod netns;
 mod offload;
 mod socket;
+mod too_big;
 pub mod underlay;
 
 pub use netns::{Netns, NetnsError};
@@ -25,6 +28,13 @@ pub fn indices<'a>(names: impl Iterator<Item = &'a str>) -> io::Result<Vec<Optio
     let mut netlink = socket::Rtnetlink::route()?;
     let mut index = |name| Ok(links::find(&mut netlink, name)?.map(|link| link.index));
     names.map(&mut index).collect()
+}
+
+/// What the interface of this number is called, if there is one, in the namespace of the calling
+/// thread.
+pub fn name(index: u32) -> io::Result<Option<String>> {
+    let mut netlink = socket::Rtnetlink::route()?;
+    Ok(links::find_index(&mut netlink, index)?.map(|link| link.name))
 }
 
 /// Which of the links with these numbers are up and have their carrier, in the namespace of the

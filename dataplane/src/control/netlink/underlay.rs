@@ -6,28 +6,25 @@
 //! What the kernel tells is taken as a hint only, so that nothing is wrong after a lost message.
 //!
 //! The kernel does not see what leaves over AF_XDP and would let an entry that is in use go stale
-//! and fade: entries are asked to be confirmed as long as there is a route that needs them.
+//! and fade: entries are asked to be confirmed as long as there is a route that needs them. Nor
+//! does it know what routers answer to tunnels; [`TooBig`] does.
 
+use super::addresses;
 use super::links::{self, Link};
+use super::lookup;
 use super::socket::Rtnetlink;
+use super::too_big::TooBig;
 use crate::config::Plan;
-use crate::config::plan::Role;
+use crate::config::plan::{Port, Role};
 use crate::packet::PortId;
 use crate::switch::NextHop;
-use netlink_packet_core::NLM_F_CREATE;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::neighbour::NeighbourState;
 use netlink_sys::{Socket, SocketAddr, protocols};
 use outboard_wire::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -39,8 +36,9 @@ const RETRY: Duration = Duration::from_millis(500);
 const RECHECK: Duration = Duration::from_secs(5);
 /// The most messages that are thrown away at once, so that a flood of them ends too.
 const DRAIN_MESSAGES_MAX: u32 = 4096;
-/// linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _NEXTHOP.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 8, 32];
+/// linux/rtnetlink.h: RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR,
+/// _IPV6_ROUTE, _IPV6_RULE, _NEXTHOP.
+const GROUPS: [u32; 9] = [1, 3, 5, 7, 8, 9, 11, 19, 32];
 /// RTNLGRP_NEXTHOP came with Linux 5.3; where it is missing there is nothing to tell.
 const GROUP_NEXTHOP: u32 = 32;
 
@@ -66,15 +64,17 @@ pub enum UnderlayError {
     /// An uplink's tunnel address is not on its interface.
     #[error(
         "the interface {interface} of uplink \"{uplink}\" does not have the address {vtep}; \
-         correct `vtep` or run `ip addr add {vtep}/LEN dev {interface}`"
+         correct `{key}` or run `ip addr add {vtep}/LEN dev {interface}`"
     )]
     NoAddress {
         /// The uplink.
         uplink: String,
         /// Its interface.
         interface: String,
+        /// The key that names it: `vtep` or `vtep6`.
+        key: &'static str,
         /// Its tunnel address.
-        vtep: Ipv4Addr,
+        vtep: IpAddr,
     },
 }
 
@@ -87,7 +87,20 @@ fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> UnderlayError {
 struct Uplink {
     port: PortId,
     interface: String,
-    vtep: Ipv4Addr,
+    /// The interface's number when it was last seen under its name.
+    index: u32,
+    vtep: Option<Ipv4Addr>,
+    vtep6: Option<Ipv6Addr>,
+}
+
+impl Uplink {
+    /// The tunnel address towards a far end: of the same family.
+    fn vtep(&self, far_end: IpAddr) -> Option<IpAddr> {
+        match far_end {
+            IpAddr::V4(_) => self.vtep.map(IpAddr::V4),
+            IpAddr::V6(_) => self.vtep6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// Follows the kernel's view. It belongs to the namespace in which it was made.
@@ -104,22 +117,21 @@ pub struct Underlay {
     /// When everything is to be read again.
     due: Instant,
     last_read: Option<Instant>,
+    /// Whether the last reading failed.
+    failing: bool,
     /// When the kernel was last asked to resolve or confirm a neighbour.
-    asked: HashMap<(u32, Ipv4Addr), Instant>,
-}
-
-/// The kernel's route to a far end.
-struct Path {
-    link: u32,
-    gateway: Ipv4Addr,
-    mtu: Option<u32>,
+    asked: HashMap<(u32, IpAddr), Instant>,
+    /// What routers say about the way.
+    too_big: TooBig,
 }
 
 /// What is read only once while everything is read.
 struct Reading {
     now: Instant,
     links: Vec<Option<Link>>,
-    neighbours: HashMap<(u32, Ipv4Addr), Option<Mac>>,
+    /// The addresses of each link.
+    addresses: Vec<Vec<IpAddr>>,
+    neighbours: HashMap<(u32, IpAddr), Option<Mac>>,
 }
 
 impl Underlay {
@@ -134,19 +146,13 @@ impl Underlay {
         let events = subscribe().map_err(refused("changes of the network"))?;
         let mut uplinks = Vec::new();
         for port in &plan.ports {
-            let Role::Uplink { vtep: Some(vtep), .. } = port.role else { continue };
-            let (uplink, interface) = (port.name.clone(), port.interface.clone());
-            let found = links::find(&mut netlink, &interface);
-            let Some(link) = found.map_err(refused(format!("the interface {interface}")))? else {
-                return Err(UnderlayError::NoInterface { uplink, interface });
-            };
-            let addresses = links::addresses(&mut netlink, link.index)
-                .map_err(refused(format!("the addresses of {interface}")))?;
-            if !addresses.contains(&vtep) {
-                return Err(UnderlayError::NoAddress { uplink, interface, vtep });
-            }
-            uplinks.push(Uplink { port: port.id, interface, vtep });
+            uplinks.extend(uplink(port, &mut netlink)?);
         }
+        let vteps = uplinks.iter().flat_map(|uplink: &Uplink| {
+            [uplink.vtep.map(IpAddr::V4), uplink.vtep6.map(IpAddr::V6)]
+        });
+        let too_big = TooBig::open(vteps.flatten().collect(), far_ends.clone())
+            .map_err(refused("what routers say about the way (CAP_NET_RAW)"))?;
         Ok(Underlay {
             netlink,
             events,
@@ -155,7 +161,9 @@ impl Underlay {
             fresh: true,
             due: Instant::now(),
             last_read: None,
+            failing: false,
             asked: HashMap::new(),
+            too_big,
         })
     }
 
@@ -188,16 +196,34 @@ impl Underlay {
         }
     }
 
-    /// Waits for a message of the kernel, and throws all of them away.
-    fn wait(&self, timeout: Duration) -> io::Result<bool> {
+    /// Whether the last reading failed: the next one is tried soon.
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
+
+    /// Waits for messages of the kernel, which are thrown away, and of routers; whether there was
+    /// something that may change a next hop.
+    fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
         let nanoseconds = timeout.subsec_nanos().into();
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: nanoseconds };
-        let mut fds = [PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN)];
+        let mut fds = vec![PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN)];
+        let routers = self.too_big.sockets();
+        fds.extend(routers.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
         match poll(&mut fds, Some(&timeout)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(false),
             Ok(_) => {}
             Err(errno) => return Err(errno.into()),
         }
+        let changes = !fds[0].revents().is_empty();
+        let lowered = self.too_big.receive(Instant::now());
+        if changes {
+            self.drain()?;
+        }
+        Ok(changes || lowered)
+    }
+
+    /// Throws away what the kernel has told.
+    fn drain(&self) -> io::Result<()> {
         let mut message = Vec::with_capacity(64);
         for _ in 0..DRAIN_MESSAGES_MAX {
             message.clear();
@@ -205,32 +231,36 @@ impl Underlay {
                 Ok(_) => {}
                 // Messages were lost; everything is read anew anyway.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Reads everything; says whether there is something new to tell.
     fn read(&mut self, now: Instant) -> Result<bool, UnderlayError> {
         self.last_read = Some(now);
         self.due = now + RETRY;
-        let mut reading = Reading { now, links: Vec::new(), neighbours: HashMap::new() };
-        for uplink in &self.uplinks {
-            let link = links::find(&mut self.netlink, &uplink.interface)
-                .map_err(refused(format!("the interface {}", uplink.interface)))?;
+        self.failing = true;
+        let mut reading =
+            Reading { now, links: Vec::new(), addresses: Vec::new(), neighbours: HashMap::new() };
+        for index in 0..self.uplinks.len() {
+            let link = self.find(index)?;
+            let addresses = link
+                .as_ref()
+                .map_or(Ok(Vec::new()), |link| addresses::addresses(&mut self.netlink, link.index));
+            let addresses = addresses.map_err(refused("the addresses of the uplinks"))?;
             reading.links.push(link);
+            reading.addresses.push(addresses);
         }
         let far_ends: Vec<_> = self.known.iter().map(|(far_end, _)| *far_end).collect();
         let mut next_hops = Vec::with_capacity(far_ends.len());
         for far_end in far_ends {
-            let next_hop = match far_end {
-                IpAddr::V4(far_end) => self.next_hop(far_end, &mut reading),
-                IpAddr::V6(_) => Ok(NextHop::NoRoute),
-            };
-            let next_hop = next_hop.map_err(refused(format!("the way to {far_end}")))?;
+            let next_hop = self
+                .next_hop(far_end, &mut reading)
+                .map_err(refused(format!("the way to {far_end}")))?;
             next_hops.push((far_end, next_hop));
         }
         self.asked.retain(|neighbour, _| reading.neighbours.contains_key(neighbour));
@@ -240,66 +270,46 @@ impl Underlay {
         let new = self.fresh || next_hops != self.known;
         self.known = next_hops;
         self.fresh = false;
+        self.failing = false;
         Ok(new)
     }
 
+    /// The interface of an uplink: the one of its name, or the one that had it, which was renamed.
+    fn find(&mut self, index: usize) -> Result<Option<Link>, UnderlayError> {
+        let uplink = &mut self.uplinks[index];
+        let failed = || refused(format!("the interface {}", uplink.interface));
+        let named = links::find(&mut self.netlink, &uplink.interface).map_err(failed())?;
+        if let Some(link) = named {
+            uplink.index = link.index;
+            return Ok(Some(link));
+        }
+        links::find_index(&mut self.netlink, uplink.index).map_err(failed())
+    }
+
     /// The next hop of one far end: over the first uplink that the kernel would take.
-    fn next_hop(&mut self, far_end: Ipv4Addr, reading: &mut Reading) -> io::Result<NextHop> {
+    fn next_hop(&mut self, far_end: IpAddr, reading: &mut Reading) -> io::Result<NextHop> {
         for index in 0..self.uplinks.len() {
-            let Uplink { port, vtep, .. } = self.uplinks[index];
+            let uplink = &self.uplinks[index];
+            let Some(vtep) = uplink.vtep(far_end) else { continue };
+            let port = uplink.port;
             let Some(link) = reading.links[index].clone().filter(|link| link.up) else { continue };
             let Some(src_mac) = link.mac else { continue };
-            let Some(path) = self.path(vtep, far_end)? else { continue };
+            // The kernel looks at an IPv4 source itself.
+            if vtep.is_ipv6() && !reading.addresses[index].contains(&vtep) {
+                continue;
+            }
+            let Some(path) = lookup::path(&mut self.netlink, vtep, far_end)? else { continue };
             if path.link != link.index {
                 continue;
             }
             let Some(dst_mac) = self.neighbour(path.link, path.gateway, reading)? else {
                 return Ok(NextHop::Unresolved);
             };
-            let path_mtu = path.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
-            let src_ip = vtep.into();
-            return Ok(NextHop::Resolved { port, src_ip, src_mac, dst_mac, path_mtu });
+            let told = self.too_big.path_mtu(far_end, reading.now);
+            let path_mtu = [path.mtu, told].into_iter().flatten().fold(link.mtu, u32::min);
+            return Ok(NextHop::Resolved { port, src_ip: vtep, src_mac, dst_mac, path_mtu });
         }
         Ok(NextHop::NoRoute)
-    }
-
-    /// The kernel's route from a tunnel address to a far end.
-    fn path(&mut self, vtep: Ipv4Addr, far_end: Ipv4Addr) -> io::Result<Option<Path>> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = AddressFamily::Inet;
-        request.header.destination_prefix_length = 32;
-        request.header.source_prefix_length = 32;
-        request.attributes = vec![
-            RouteAttribute::Destination(RouteAddress::Inet(far_end)),
-            RouteAttribute::Source(RouteAddress::Inet(vtep)),
-        ];
-        let answer = match self.netlink.get(RouteNetlinkMessage::GetRoute(request)) {
-            Ok(RouteNetlinkMessage::NewRoute(answer)) => answer,
-            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
-            // No route, an unreachable, prohibit or blackhole route, or `vtep` is not local.
-            Err(error) if says_no_route(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if answer.header.kind != RouteType::Unicast {
-            return Ok(None);
-        }
-        let mut path = Path { link: 0, gateway: far_end, mtu: None };
-        for attribute in &answer.attributes {
-            match attribute {
-                RouteAttribute::Oif(link) => path.link = *link,
-                RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => path.gateway = *gateway,
-                // An IPv6 gateway; the overlay's underlay is IPv4.
-                RouteAttribute::Via(_) => return Ok(None),
-                RouteAttribute::Metrics(metrics) => {
-                    path.mtu = metrics.iter().find_map(|metric| match metric {
-                        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-                        _ => None,
-                    });
-                }
-                _ => {}
-            }
-        }
-        Ok(Some(path))
     }
 
     /// A neighbour's MAC address. The kernel is asked to find one that it does not have, and to
@@ -307,14 +317,14 @@ impl Underlay {
     fn neighbour(
         &mut self,
         link: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         reading: &mut Reading,
     ) -> io::Result<Option<Mac>> {
         let key = (link, address);
         if let Some(mac) = reading.neighbours.get(&key) {
             return Ok(*mac);
         }
-        let (state, mac) = self.ask_neighbour(link, address)?;
+        let (state, mac) = lookup::neighbour(&mut self.netlink, link, address)?;
         let patience = match state {
             // These need no confirmation; and a request on a permanent entry makes it fade.
             NeighbourState::Permanent | NeighbourState::Noarp => None,
@@ -324,70 +334,30 @@ impl Underlay {
         };
         let last = self.asked.get(&key).map(|last| reading.now.saturating_duration_since(*last));
         if patience.is_some_and(|patience| last.is_none_or(|last| last >= patience)) {
-            self.solicit(link, address)?;
+            lookup::solicit(&mut self.netlink, link, address)?;
             self.asked.insert(key, reading.now);
         }
         reading.neighbours.insert(key, mac);
         Ok(mac)
     }
+}
 
-    fn ask_neighbour(
-        &mut self,
-        link: u32,
-        address: Ipv4Addr,
-    ) -> io::Result<(NeighbourState, Option<Mac>)> {
-        let request = neighbour_message(link, address);
-        let answer = match self.netlink.get(RouteNetlinkMessage::GetNeighbour(request)) {
-            Ok(RouteNetlinkMessage::NewNeighbour(answer)) => answer,
-            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok((NeighbourState::None, None));
-            }
-            Err(error) if is_gone(&error) => return Ok((NeighbourState::None, None)),
-            Err(error) => return Err(error),
-        };
-        let state = answer.header.state;
-        let mac = answer.attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                bytes.as_slice().try_into().ok().map(Mac)
-            }
-            _ => None,
-        });
-        let valid = !matches!(
-            state,
-            NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
-        );
-        Ok((state, mac.filter(|_| valid)))
-    }
-
-    /// Has the kernel use the neighbour as if it had a packet for it: it resolves or confirms.
-    fn solicit(&mut self, link: u32, address: Ipv4Addr) -> io::Result<()> {
-        let mut request = neighbour_message(link, address);
-        request.header.flags = NeighbourFlags::Use;
-        match self.netlink.change(RouteNetlinkMessage::NewNeighbour(request), NLM_F_CREATE) {
-            // The link went meanwhile; the next reading sees it.
-            Err(error) if is_gone(&error) => Ok(()),
-            result => result,
+/// The uplink that a port is, after a look whether its interface has its tunnel addresses.
+fn uplink(port: &Port, netlink: &mut Rtnetlink) -> Result<Option<Uplink>, UnderlayError> {
+    let Role::Uplink { vtep, vtep6, .. } = port.role else { return Ok(None) };
+    let (uplink, interface) = (port.name.clone(), port.interface.clone());
+    let found = links::find(netlink, &interface);
+    let Some(link) = found.map_err(refused(format!("the interface {interface}")))? else {
+        return Err(UnderlayError::NoInterface { uplink, interface });
+    };
+    let addresses = addresses::addresses(netlink, link.index)
+        .map_err(refused(format!("the addresses of {interface}")))?;
+    for (key, vtep) in [("vtep", vtep.map(IpAddr::V4)), ("vtep6", vtep6.map(IpAddr::V6))] {
+        if let Some(vtep) = vtep.filter(|vtep| !addresses.contains(vtep)) {
+            return Err(UnderlayError::NoAddress { uplink, interface, key, vtep });
         }
     }
-}
-
-fn neighbour_message(link: u32, address: Ipv4Addr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.ifindex = link;
-    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
-    message
-}
-
-fn says_no_route(error: &io::Error) -> bool {
-    let reasons = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL];
-    is_gone(error) || error.raw_os_error().is_some_and(|errno| reasons.contains(&errno))
-}
-
-/// Whether the link went away, or went down, between two requests.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO | libc::ENETDOWN))
+    Ok(Some(Uplink { port: port.id, interface, index: link.index, vtep, vtep6 }))
 }
 
 fn subscribe() -> io::Result<Socket> {
