@@ -4,6 +4,10 @@
 //! An I/O lives in a slot: [`submit`](BlkDriver::submit) describes it, [`kick`](BlkDriver::kick)
 //! shows everything submitted to the device, [`poll`](BlkDriver::poll) returns what has ended.
 //! Each slot has a data area of its own, reached by copies. Slot `n` uses queue `n % queues`.
+//!
+//! A tracked driver ([`connect_tracked`](BlkDriver::connect_tracked)) keeps the device's list of
+//! what is in flight: after [`reconnect`](BlkDriver::reconnect) to a device that has died, every
+//! I/O ends as if nothing had happened.
 
 use crate::virtio::blk::{self, HEADER_BYTES, RANGE_BYTES};
 use crate::virtio::driver_ring::{
@@ -16,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
@@ -140,14 +144,25 @@ pub enum DriverError {
 struct DriverQueue {
     ring: DriverRing,
     kick: EventFd,
+    /// The same descriptor twice: to pass, and to read.
+    passed_call: EventFd,
     call: outboard_dma::EventFd,
     fresh: bool,
+}
+
+/// What is shared with the device, to share it once more.
+struct Shared {
+    region: GuestRegion,
+    file: File,
+    /// The device's list of what is in flight.
+    inflight: Option<(VhostUserInflight, File)>,
 }
 
 /// A connected device.
 pub struct BlkDriver {
     options: BlkOptions,
     memory: Arc<GuestMemory>,
+    shared: Shared,
     stream: UnixStream,
     frontend: Frontend,
     queues: Vec<DriverQueue>,
@@ -175,12 +190,19 @@ impl BlkDriver {
 
     /// As [`connect`](Self::connect), with every option.
     pub fn connect_with(socket: &Path, options: BlkOptions) -> Result<BlkDriver, DriverError> {
+        BlkDriver::open(socket, options, false)
+    }
+
+    /// As [`connect_with`](Self::connect_with), to a device that keeps what it has in flight in
+    /// memory that this driver holds.
+    pub fn connect_tracked(socket: &Path, options: BlkOptions) -> Result<BlkDriver, DriverError> {
+        BlkDriver::open(socket, options, true)
+    }
+
+    fn open(socket: &Path, options: BlkOptions, tracked: bool) -> Result<BlkDriver, DriverError> {
         let descriptors_per_slot = check(&options)?;
-        let unreachable = |source| DriverError::Connect { path: socket.to_owned(), source };
-        let stream = UnixStream::connect(socket).map_err(unreachable)?;
-        let copy = stream.try_clone().map_err(unreachable)?;
-        let mut frontend = Frontend::from_stream(copy, u64::from(options.queues));
-        let (features, capacity_bytes) = negotiate(&mut frontend, &options)?;
+        let (stream, mut frontend) = connect(socket, options.queues)?;
+        let (features, capacity_bytes) = negotiate(&mut frontend, &options, tracked)?;
         let offers = |bit: u32| features & 1 << bit != 0;
         let event_idx = offers(virtio_ring::VIRTIO_RING_F_EVENT_IDX);
 
@@ -191,19 +213,25 @@ impl BlkDriver {
         let data_stride = u64::from(options.max_io_bytes.max(1)).next_multiple_of(4096);
         let bytes = data_base + data_stride * u64::from(options.slots);
         let (memory, region, file) = GuestMemory::share(bytes, GUEST_BASE, USER_BASE)?;
-        share_memory(&frontend, &region, &file)?;
+        let inflight = if tracked { Some(get_inflight(&mut frontend, &options)?) } else { None };
+        let shared = Shared { region, file, inflight };
+        share(&mut frontend, &shared)?;
 
         let mut queues = Vec::new();
         for index in 0..options.queues {
             let at = USER_BASE + ring_bytes * u64::from(index);
             let ring =
                 DriverRing::new(&memory, options.queue_size, at, event_idx, options.indirect)?;
-            queues.push(start_queue(&mut frontend, usize::from(index), ring)?);
+            let mut queue = DriverQueue::new(ring)?;
+            queue.ring.want_calls(false);
+            queue.start(&mut frontend, usize::from(index), 0)?;
+            queues.push(queue);
         }
         let driver = BlkDriver {
             in_flight: vec![false; usize::from(options.slots)],
             options,
             memory,
+            shared,
             stream,
             frontend,
             queues,
@@ -216,6 +244,27 @@ impl BlkDriver {
             features,
         };
         Ok(driver)
+    }
+
+    /// Connects to a device that has been started anew at `socket`, and lets it go on with
+    /// whatever is in flight. To be tried again when it fails.
+    pub fn reconnect(&mut self, socket: &Path) -> Result<(), DriverError> {
+        // One device at a time drives the rings. Fails when it is closed already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let (stream, mut frontend) = connect(socket, self.options.queues)?;
+        let tracked = self.shared.inflight.is_some();
+        let (features, capacity_bytes) = negotiate(&mut frontend, &self.options, tracked)?;
+        if (features, capacity_bytes) != (self.features, self.capacity_bytes) {
+            return Err(DriverError::Missing("the features and size that it had before"));
+        }
+        share(&mut frontend, &self.shared)?;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            queue.start(&mut frontend, index, queue.ring.used_index())?;
+            // Whether the device before it has seen the last kick is not known.
+            let _ = queue.kick.write(1);
+        }
+        (self.stream, self.frontend) = (stream, frontend);
+        Ok(())
     }
 
     /// Size of the disk.
@@ -467,7 +516,11 @@ fn protocol(step: &'static str) -> impl Fn(vhost::Error) -> DriverError {
 }
 
 /// Agrees on features; returns those in force, and the size of the disk.
-fn negotiate(frontend: &mut Frontend, options: &BlkOptions) -> Result<(u64, u64), DriverError> {
+fn negotiate(
+    frontend: &mut Frontend,
+    options: &BlkOptions,
+    tracked: bool,
+) -> Result<(u64, u64), DriverError> {
     let offered = frontend.get_features().map_err(protocol("GET_FEATURES"))?;
     let must = [
         (virtio_config::VIRTIO_F_VERSION_1, "VERSION_1"),
@@ -501,15 +554,7 @@ fn negotiate(frontend: &mut Frontend, options: &BlkOptions) -> Result<(u64, u64)
         wanted |= 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
     }
     let features = offered & wanted;
-    let known = frontend.get_protocol_features().map_err(protocol("GET_PROTOCOL_FEATURES"))?;
-    let use_protocol = known
-        & (VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK);
-    if !use_protocol.contains(VhostUserProtocolFeatures::CONFIG) {
-        return Err(DriverError::Missing("the CONFIG protocol feature"));
-    }
-    frontend.set_protocol_features(use_protocol).map_err(protocol("SET_PROTOCOL_FEATURES"))?;
+    let use_protocol = negotiate_protocol(frontend, tracked)?;
     frontend.set_owner().map_err(protocol("SET_OWNER"))?;
     if use_protocol.contains(VhostUserProtocolFeatures::MQ) {
         let most = frontend.get_queue_num().map_err(protocol("GET_QUEUE_NUM"))?;
@@ -529,7 +574,55 @@ fn negotiate(frontend: &mut Frontend, options: &BlkOptions) -> Result<(u64, u64)
     Ok((features, sectors.saturating_mul(blk::SECTOR_BYTES)))
 }
 
-fn share_memory(frontend: &Frontend, region: &GuestRegion, file: &File) -> Result<(), DriverError> {
+/// Agrees on protocol features; returns those in force.
+fn negotiate_protocol(
+    frontend: &mut Frontend,
+    tracked: bool,
+) -> Result<VhostUserProtocolFeatures, DriverError> {
+    let known = frontend.get_protocol_features().map_err(protocol("GET_PROTOCOL_FEATURES"))?;
+    let mut use_protocol = known
+        & (VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK);
+    if tracked {
+        if !known.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            return Err(DriverError::Missing("the INFLIGHT_SHMFD protocol feature"));
+        }
+        use_protocol |= VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    }
+    if !use_protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+        return Err(DriverError::Missing("the CONFIG protocol feature"));
+    }
+    frontend.set_protocol_features(use_protocol).map_err(protocol("SET_PROTOCOL_FEATURES"))?;
+    Ok(use_protocol)
+}
+
+fn connect(socket: &Path, queues: u16) -> Result<(UnixStream, Frontend), DriverError> {
+    let unreachable = |source| DriverError::Connect { path: socket.to_owned(), source };
+    let stream = UnixStream::connect(socket).map_err(unreachable)?;
+    let copy = stream.try_clone().map_err(unreachable)?;
+    Ok((stream, Frontend::from_stream(copy, u64::from(queues))))
+}
+
+fn get_inflight(
+    frontend: &mut Frontend,
+    options: &BlkOptions,
+) -> Result<(VhostUserInflight, File), DriverError> {
+    let want = VhostUserInflight {
+        num_queues: options.queues,
+        queue_size: options.queue_size,
+        ..VhostUserInflight::default()
+    };
+    frontend.get_inflight_fd(&want).map_err(protocol("GET_INFLIGHT_FD"))
+}
+
+/// Shares the memory, and the list of what is in flight.
+fn share(frontend: &mut Frontend, shared: &Shared) -> Result<(), DriverError> {
+    if let Some((about, file)) = &shared.inflight {
+        let told = frontend.set_inflight_fd(about, file.as_raw_fd());
+        told.map_err(protocol("SET_INFLIGHT_FD"))?;
+    }
+    let Shared { region, file, .. } = shared;
     let info = VhostUserMemoryRegionInfo {
         guest_phys_addr: region.guest_address,
         memory_size: region.bytes,
@@ -541,30 +634,32 @@ fn share_memory(frontend: &Frontend, region: &GuestRegion, file: &File) -> Resul
     Ok(())
 }
 
-fn start_queue(
-    frontend: &mut Frontend,
-    index: usize,
-    mut ring: DriverRing,
-) -> Result<DriverQueue, DriverError> {
-    let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DriverError::EventFd);
-    let (kick, call) = (event()?, event()?);
-    let our_call = outboard_dma::EventFd::same_as(&call).map_err(DriverError::EventFd)?;
-    let setup = ring.setup();
-    ring.want_calls(false);
-    let addresses = VringConfigData {
-        queue_max_size: setup.size,
-        queue_size: setup.size,
-        flags: 0,
-        desc_table_addr: setup.descriptors,
-        used_ring_addr: setup.used,
-        avail_ring_addr: setup.available,
-        log_addr: None,
-    };
-    frontend.set_vring_num(index, setup.size).map_err(protocol("SET_VRING_NUM"))?;
-    frontend.set_vring_addr(index, &addresses).map_err(protocol("SET_VRING_ADDR"))?;
-    frontend.set_vring_base(index, setup.base).map_err(protocol("SET_VRING_BASE"))?;
-    frontend.set_vring_call(index, &call).map_err(protocol("SET_VRING_CALL"))?;
-    frontend.set_vring_kick(index, &kick).map_err(protocol("SET_VRING_KICK"))?;
-    frontend.set_vring_enable(index, true).map_err(protocol("SET_VRING_ENABLE"))?;
-    Ok(DriverQueue { ring, kick, call: our_call, fresh: false })
+impl DriverQueue {
+    fn new(ring: DriverRing) -> Result<DriverQueue, DriverError> {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DriverError::EventFd);
+        let (kick, passed_call) = (event()?, event()?);
+        let call = outboard_dma::EventFd::same_as(&passed_call).map_err(DriverError::EventFd)?;
+        Ok(DriverQueue { ring, kick, passed_call, call, fresh: false })
+    }
+
+    /// Has the device drive the queue from available index `base` on.
+    fn start(&self, frontend: &mut Frontend, index: usize, base: u16) -> Result<(), DriverError> {
+        let setup = self.ring.setup();
+        let addresses = VringConfigData {
+            queue_max_size: setup.size,
+            queue_size: setup.size,
+            flags: 0,
+            desc_table_addr: setup.descriptors,
+            used_ring_addr: setup.used,
+            avail_ring_addr: setup.available,
+            log_addr: None,
+        };
+        frontend.set_vring_num(index, setup.size).map_err(protocol("SET_VRING_NUM"))?;
+        frontend.set_vring_addr(index, &addresses).map_err(protocol("SET_VRING_ADDR"))?;
+        frontend.set_vring_base(index, base).map_err(protocol("SET_VRING_BASE"))?;
+        frontend.set_vring_call(index, &self.passed_call).map_err(protocol("SET_VRING_CALL"))?;
+        frontend.set_vring_kick(index, &self.kick).map_err(protocol("SET_VRING_KICK"))?;
+        frontend.set_vring_enable(index, true).map_err(protocol("SET_VRING_ENABLE"))?;
+        Ok(())
+    }
 }

@@ -129,6 +129,11 @@ impl DriverRing {
         Some((head, written))
     }
 
+    /// The used ring's index, which a device that has lost its memory goes on from.
+    pub fn used_index(&self) -> u16 {
+        self.used.load_u16(2, Ordering::Acquire)
+    }
+
     /// Asks the device to call, or not to; `true` when something came back meanwhile.
     pub fn want_calls(&mut self, wanted: bool) -> bool {
         if self.setup.event_idx {

@@ -100,6 +100,7 @@ pub fn mailbox(rings: u16) -> (DiskControl, DiskMailbox) {
 
 impl DiskControl {
     /// Sends one message; hands it back when the worker has stopped taking messages.
+    #[allow(clippy::result_large_err, reason = "what is refused is not lost")]
     pub fn send(&self, message: DiskMessage) -> Result<(), DiskMessage> {
         self.pending.fetch_add(1, Ordering::Release);
         self.messages.try_send(message).map_err(|refused| {

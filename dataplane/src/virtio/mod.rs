@@ -4,6 +4,7 @@ pub mod blk;
 pub mod driver;
 pub mod driver_ring;
 pub mod fault;
+pub mod inflight;
 pub mod mailbox;
 pub mod queue;
 pub mod vhost_user;

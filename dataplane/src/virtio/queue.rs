@@ -4,11 +4,15 @@
 //! that many chains, [`push`](Queue::push) gives chains back, [`publish`](Queue::publish) writes
 //! the used index once and says whether the driver wants to be called.
 //!
+//! A queue may keep what it has in flight in memory that survives this process
+//! ([`Inflight`]); then it first takes again what a process before it had taken.
+//!
 //! Everything the driver wrote is checked before use. A bad chain is an error that still names
 //! its head, so that it can be given back; a ring whose indices make no sense is broken and stays
 //! so until the driver resets it. Neither is ever a panic or an endless loop.
 
 use crate::virtio::fault::QueueFault;
+use crate::virtio::inflight::{Inflight, InflightError};
 use arrayvec::ArrayVec;
 use outboard_dma::{GuestError, GuestMemory, Segment, Window};
 use std::sync::Arc;
@@ -136,6 +140,9 @@ pub struct Queue {
     published_used: u16,
     /// The used index at which the driver's wish to be called was last looked at.
     called_at: Option<u16>,
+    inflight: Option<Inflight>,
+    /// Heads that a process before this one had taken, the one taken first at the end.
+    again: Vec<u16>,
     broken: Option<QueueFault>,
 }
 
@@ -166,8 +173,26 @@ impl Queue {
             next_used,
             published_used: next_used,
             called_at: None,
+            inflight: None,
+            again: Vec::new(),
             broken: None,
         })
+    }
+
+    /// Keeps what is in flight in `inflight`, and takes what is there again before anything new.
+    /// To be called before the first [`fetch`](Self::fetch).
+    pub fn track(mut self, mut inflight: Inflight) -> Result<Queue, InflightError> {
+        let is_new = inflight.is_new();
+        self.again = inflight.resume(self.next_used)?;
+        if !is_new {
+            // What was taken is what was given back and what is in flight. The front end cannot
+            // know it: its base is the used index when it noticed that the device had died.
+            self.next_available = self.next_used.wrapping_add(self.again.len() as u16);
+            self.seen_available = self.next_available;
+        }
+        self.again.reverse();
+        self.inflight = Some(inflight);
+        Ok(self)
     }
 
     /// Reads the available index and returns how many chains wait, at most the queue's size.
@@ -183,7 +208,13 @@ impl Queue {
             return Err(self.break_by(QueueFault::AvailJump));
         }
         self.seen_available = index;
-        Ok(waiting)
+        Ok(waiting.saturating_add(self.again.len() as u16))
+    }
+
+    /// How many of the chains that [`fetch`](Self::fetch) counts a process before this one had
+    /// taken already.
+    pub fn again(&self) -> u16 {
+        if self.broken.is_some() { 0 } else { self.again.len() as u16 }
     }
 
     /// Takes the next chain that [`fetch`](Self::fetch) saw and resolves it into `chain`; `None`
@@ -192,6 +223,9 @@ impl Queue {
     pub fn pop(&mut self, chain: &mut DescriptorChain) -> Result<Option<u16>, QueueError> {
         if let Some(fault) = self.broken {
             return Err(QueueError::Ring(fault));
+        }
+        if let Some(head) = self.again.pop() {
+            return self.resolve_head(head, chain);
         }
         if self.next_available == self.seen_available {
             return Ok(None);
@@ -202,6 +236,18 @@ impl Queue {
             return Err(self.break_by(QueueFault::HeadOutOfRange));
         }
         self.next_available = self.next_available.wrapping_add(1);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.take(head);
+        }
+        self.resolve_head(head, chain)
+    }
+
+    #[inline]
+    fn resolve_head(
+        &self,
+        head: u16,
+        chain: &mut DescriptorChain,
+    ) -> Result<Option<u16>, QueueError> {
         chain.segments.clear();
         chain.readable = 0;
         match self.resolve(head, chain) {
@@ -218,6 +264,9 @@ impl Queue {
         self.used.store_u32(entry, u32::from(head), Ordering::Relaxed);
         self.used.store_u32(entry + 4, written, Ordering::Relaxed);
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.give(head);
+        }
     }
 
     /// Shows the driver everything pushed since the last call and says whether it wants to be
@@ -229,7 +278,10 @@ impl Queue {
         }
         // Release: the elements and the data come before the index (2.7.8.2).
         self.used.store_u16(INDEX, self.next_used, Ordering::Release);
-        self.published_used = self.next_used;
+        let before = std::mem::replace(&mut self.published_used, self.next_used);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.show(self.next_used.wrapping_sub(before), self.next_used);
+        }
         // The driver asks for a call and then looks at the index; we write the index and then
         // look whether it asked: both need a full fence between (2.7.10).
         fence(Ordering::SeqCst);
@@ -281,6 +333,12 @@ impl Queue {
     /// What broke the ring, if anything.
     pub fn broken(&self) -> Option<QueueFault> {
         self.broken
+    }
+
+    /// Whether the front end took memory away that the queue needs.
+    #[inline(always)]
+    pub fn is_torn(&self) -> bool {
+        self.memory.is_torn() || self.inflight.as_ref().is_some_and(Inflight::is_torn)
     }
 
     /// The available index to go on from when the queue is stopped and started again.

@@ -8,13 +8,17 @@
 //! than [`DRAIN_TIMEOUT`] the connection is given up, and the memory stays mapped until the last
 //! I/O has ended.
 //!
+//! What a front end keeps in flight for us (GET/SET_INFLIGHT_FD) is taken again first when a ring
+//! starts. RESET_DEVICE makes everything new but the memory.
+//!
 //! Runs on a control thread: it may wait, allocate and log.
 
 use crate::clock::now_ns;
 use crate::virtio::blk::{BlkShape, CONFIG_BYTES};
+use crate::virtio::inflight::{self, InflightRegion};
 use crate::virtio::mailbox::{DiskControl, DiskMessage, DiskReturn, Ring, Wake};
-use crate::virtio::queue::{Queue, QueueSetup};
-use outboard_dma::{EventFd, GuestMemory, GuestRegion};
+use crate::virtio::queue::{MAX_QUEUE_SIZE, Queue, QueueSetup, QueueSetupError};
+use outboard_dma::{EventFd, GuestMemory, GuestRegion, MAX_REGIONS};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -41,6 +45,7 @@ pub struct DiskLink {
     drain_timeout: Duration,
 }
 
+#[allow(clippy::result_large_err, reason = "a ring is passed on once per message, not per I/O")]
 impl DiskLink {
     /// A link over `control`, which wakes the worker by `wake` and waits for it for
     /// `drain_timeout` at most ([`DRAIN_TIMEOUT`]).
@@ -97,6 +102,18 @@ impl DiskLink {
         })
     }
 
+    /// Waits until the rings that are leaving have come back.
+    fn wait_for_leaving(&mut self) -> Result<()> {
+        while self.collect() {
+            self.wait(|back| match back {
+                DiskReturn::Stopped { ring, .. } => Ok(ring),
+                other => Err(other),
+            })
+            .map(|ring| self.leaving.retain(|leaving| *leaving != ring))?;
+        }
+        Ok(())
+    }
+
     fn wait<T>(
         &mut self,
         wanted: impl Fn(DiskReturn) -> std::result::Result<T, DiskReturn>,
@@ -147,7 +164,12 @@ pub struct Session {
     /// The disk's ring that this connection's ring 0 is.
     first_ring: u16,
     features: u64,
+    /// The regions that the front end shares, and all of them mapped.
+    slots: Vec<(GuestRegion, File)>,
     memory: Option<Arc<GuestMemory>>,
+    inflight: Option<InflightRegion>,
+    /// Whether regions come and go one by one, so that a ring may be in none for a while.
+    is_partial: bool,
     rings: Vec<RingState>,
 }
 
@@ -155,7 +177,9 @@ impl Session {
     /// A connection whose rings are the disk's from `first_ring` on.
     pub fn new(shape: BlkShape, link: Arc<Mutex<DiskLink>>, first_ring: u16) -> Session {
         let rings = (0..shape.queues).map(|_| RingState::default()).collect();
-        Session { shape, link, first_ring, features: 0, memory: None, rings }
+        let (slots, memory, inflight) = (Vec::new(), None, None);
+        let is_partial = false;
+        Session { shape, link, first_ring, features: 0, slots, memory, inflight, is_partial, rings }
     }
 
     /// Ends the connection: its rings stop, and are taken apart when their last I/O has ended.
@@ -167,6 +191,17 @@ impl Session {
                 link.abandon(self.first_ring + index);
             }
         }
+    }
+
+    fn check_inflight(&self, queues: u16, queue_size: u16) -> Result<()> {
+        let most = self.shape.queues;
+        if queues == 0 || queues > most || queue_size == 0 || queue_size > MAX_QUEUE_SIZE {
+            return Err(refuse(format!(
+                "an in-flight region for {queues} queues of {queue_size}; the disk has {most} of \
+                 at most {MAX_QUEUE_SIZE}"
+            )));
+        }
+        Ok(())
     }
 
     fn offered(&self) -> u64 {
@@ -184,7 +219,8 @@ impl Session {
     fn settle(&mut self, index: u32) -> Result<()> {
         let (features, first) = (self.features, self.first_ring);
         let offers = |bit: u32| features & 1 << bit != 0;
-        let memory = self.memory.clone();
+        let (memory, inflight) = (self.memory.clone(), self.inflight.clone());
+        let is_partial = self.is_partial;
         let ring = self.ring(index)?;
         let enabled = ring.enabled || features & PROTOCOL_FEATURES == 0;
         let (Some(memory), Some((descriptors, available, used))) = (memory, ring.addresses) else {
@@ -205,8 +241,16 @@ impl Session {
             event_idx: offers(virtio_ring::VIRTIO_RING_F_EVENT_IDX),
             indirect: offers(virtio_ring::VIRTIO_RING_F_INDIRECT_DESC),
         };
-        let queue = Queue::new(&memory, &setup)
-            .map_err(|error| refuse(format!("ring {index} cannot be started: {error}")))?;
+        let cannot =
+            |why: &dyn std::fmt::Display| refuse(format!("ring {index} cannot be started: {why}"));
+        let mut queue = match Queue::new(&memory, &setup) {
+            Err(QueueSetupError::Place(_)) if is_partial => return Ok(()),
+            made => made.map_err(|error| cannot(&error))?,
+        };
+        if let Some(region) = inflight {
+            let own = region.queue(index as u16, ring.size).map_err(|error| cannot(&error))?;
+            queue = queue.track(own).map_err(|error| cannot(&error))?;
+        }
         let (kick, call, error) = (ring.kick.take(), ring.call.take(), ring.error.take());
         let with = Ring { queue, kick, call, error };
         ring.driven = true;
@@ -239,6 +283,21 @@ impl Session {
         (0..count).try_for_each(|index| self.halt(index))?;
         change(self);
         (0..count).try_for_each(|index| self.settle(index))
+    }
+
+    /// Takes over a new table of regions once nothing is in flight in the old one.
+    fn set_memory(&mut self, slots: Vec<(GuestRegion, File)>) -> Result<()> {
+        let memory = match slots.is_empty() {
+            true => None,
+            false => Some(GuestMemory::map(&slots).map_err(|error| refuse(error.to_string()))?),
+        };
+        self.with_all_halted(|session| (session.slots, session.memory) = (slots, memory))
+    }
+
+    fn copy_slots(&self) -> Result<Vec<(GuestRegion, File)>> {
+        let copy = |(region, file): &(GuestRegion, File)| Ok((*region, file.try_clone()?));
+        let slots: std::io::Result<Vec<_>> = self.slots.iter().map(copy).collect();
+        slots.map_err(Error::ReqHandlerError)
     }
 
     /// Changes something of one ring while it is not driven.
@@ -277,6 +336,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn reset_owner(&mut self) -> Result<()> {
         self.with_all_halted(|session| {
             session.features = 0;
+            session.inflight = None;
             session.rings.iter_mut().for_each(|ring| *ring = RingState::default());
         })
     }
@@ -316,8 +376,11 @@ impl VhostUserBackendReqHandlerMut for Session {
             })
             .zip(files)
             .collect();
-        let memory = GuestMemory::map(&regions).map_err(|error| refuse(error.to_string()))?;
-        self.with_all_halted(|session| session.memory = Some(memory))?;
+        if regions.is_empty() {
+            return Err(refuse("a memory table without regions"));
+        }
+        self.is_partial = false;
+        self.set_memory(regions)?;
         Ok(None)
     }
 
@@ -387,7 +450,10 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG)
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -434,29 +500,63 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(refuse("shared objects were not offered"))
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(refuse("in-flight regions were not offered"))
+    fn get_inflight_fd(&mut self, want: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (queues, queue_size) = (want.num_queues, want.queue_size);
+        self.check_inflight(queues, queue_size)?;
+        let (region, file) =
+            InflightRegion::make(queues, queue_size).map_err(|error| refuse(error.to_string()))?;
+        self.with_all_halted(|session| session.inflight = Some(region))?;
+        let mmap_size = inflight::bytes(queues, queue_size);
+        Ok((VhostUserInflight { mmap_size, mmap_offset: 0, num_queues: queues, queue_size }, file))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(refuse("in-flight regions were not offered"))
+    fn set_inflight_fd(&mut self, kept: &VhostUserInflight, file: File) -> Result<()> {
+        let &VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = kept;
+        self.check_inflight(num_queues, queue_size)?;
+        let region = InflightRegion::adopt(file, mmap_offset, mmap_size, num_queues, queue_size)
+            .map_err(|error| refuse(error.to_string()))?;
+        // What a lost connection of the same guest had in flight must have ended before the
+        // region's list is read: it may be this process that has it.
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).wait_for_leaving()?;
+        self.with_all_halted(|session| session.inflight = Some(region))
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Err(refuse("memory slots were not offered"))
+        Ok(MAX_REGIONS as u64)
     }
 
     fn add_mem_region(
         &mut self,
-        _: &VhostUserSingleMemoryRegion,
-        _: File,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
         _: Option<bool>,
     ) -> Result<Option<u64>> {
-        Err(refuse("memory slots were not offered"))
+        let mut slots = self.copy_slots()?;
+        let region = GuestRegion {
+            guest_address: region.guest_phys_addr,
+            bytes: region.memory_size,
+            user_address: region.user_addr,
+            file_offset_bytes: region.mmap_offset,
+        };
+        slots.push((region, file));
+        self.is_partial = true;
+        self.set_memory(slots)?;
+        Ok(None)
     }
 
-    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Err(refuse("memory slots were not offered"))
+    fn remove_mem_region(&mut self, gone: &VhostUserSingleMemoryRegion) -> Result<()> {
+        // The offset in the file does not count.
+        let is_it = |region: &GuestRegion| {
+            (region.guest_address, region.user_address, region.bytes)
+                == (gone.guest_phys_addr, gone.user_addr, gone.memory_size)
+        };
+        let mut slots = self.copy_slots()?;
+        let Some(index) = slots.iter().position(|(region, _)| is_it(region)) else {
+            return Err(refuse("a memory region to remove that was not added"));
+        };
+        slots.remove(index);
+        self.is_partial = true;
+        self.set_memory(slots)
     }
 
     fn set_device_state_fd(

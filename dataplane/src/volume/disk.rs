@@ -235,7 +235,7 @@ impl Disk {
         let driven = driven.expect("a ring stays while it has I/Os in flight");
         driven.with.queue.memory().release();
         driven.in_flight -= 1;
-        if driven.stopping && driven.in_flight == 0 {
+        if driven.stopping && driven.in_flight == 0 && driven.with.queue.again() == 0 {
             self.give_back(slot.ring);
         }
         self.counters.in_flight.set(u64::from(self.in_flight()));
@@ -259,6 +259,7 @@ impl Disk {
         let mut busy = !self.mailbox.is_empty();
         for driven in self.rings.iter_mut().flatten() {
             if driven.stopping || driven.with.queue.broken().is_some() {
+                busy |= takes && driven.with.queue.again() > 0;
                 continue;
             }
             let waiting = driven.with.queue.arm();
@@ -313,7 +314,10 @@ impl Disk {
 
     fn stop(&mut self, ring: u16) {
         match &mut self.rings[usize::from(ring)] {
-            Some(driven) if driven.in_flight > 0 => driven.stopping = true,
+            // What a process before this one had taken is in flight as well.
+            Some(driven) if driven.in_flight > 0 || driven.with.queue.again() > 0 => {
+                driven.stopping = true;
+            }
             _ => self.give_back(ring),
         }
     }
@@ -336,13 +340,40 @@ impl Disk {
     fn poll_ring(&mut self, ring: u16, now_ns: u64, volume: &mut impl BlockDevice) -> u32 {
         let Some(driven) = &mut self.rings[usize::from(ring)] else { return 0 };
         if driven.stopping {
-            return 0;
+            return self.finish(ring, now_ns, volume);
         }
         let fetched = driven.with.queue.fetch();
-        let (Ok(waiting), false) = (fetched, driven.with.queue.memory().is_torn()) else {
+        let (Ok(waiting), false) = (fetched, driven.with.queue.is_torn()) else {
             self.tell_broken(ring);
             return 0;
         };
+        self.take_chains(ring, waiting, now_ns, volume)
+    }
+
+    /// Takes what a stopping ring still has to take, which is what a process before this one had
+    /// taken, and gives the ring back once nothing is left.
+    fn finish(&mut self, ring: u16, now_ns: u64, volume: &mut impl BlockDevice) -> u32 {
+        let again = |disk: &Disk| {
+            disk.rings[usize::from(ring)]
+                .as_ref()
+                .map(|driven| (driven.with.queue.again(), driven.in_flight))
+        };
+        let Some((waiting @ 1.., _)) = again(self) else { return 0 };
+        let taken = self.take_chains(ring, waiting, now_ns, volume);
+        if again(self) == Some((0, 0)) {
+            self.give_back(ring);
+        }
+        taken
+    }
+
+    #[inline]
+    fn take_chains(
+        &mut self,
+        ring: u16,
+        waiting: u16,
+        now_ns: u64,
+        volume: &mut impl BlockDevice,
+    ) -> u32 {
         let mut taken = 0;
         let takes = |disk: &Disk| {
             disk.parked.is_none() && !disk.free.is_empty() && disk.turn_bytes < TURN_BYTES
@@ -487,7 +518,7 @@ impl Disk {
             return;
         }
         // Memory that was taken away reads as zeros: whatever else looks wrong follows from it.
-        if driven.with.queue.memory().is_torn() {
+        if driven.with.queue.is_torn() {
             driven.with.queue.break_by(QueueFault::MemoryTorn);
         }
         let fault = driven.with.queue.broken();

@@ -1,8 +1,9 @@
 //! A guest on a disk, and the oracle that knows what the disk must hold.
 
 use crate::host::{PATIENCE, Scratch, until};
-use outboard::virtio::driver::{BlkDriver, BlkOptions, DriverOp};
+use outboard::virtio::driver::{BlkDriver, BlkOptions, DriverError, DriverOp};
 use outboard_sim::Rng;
+use std::path::Path;
 use std::time::Instant;
 
 /// What the oracle knows contents by.
@@ -75,10 +76,26 @@ impl Guest {
     /// The guest of a disk whose content is known.
     #[track_caller]
     pub fn new(scratch: &Scratch, disk: &str, oracle: Oracle) -> Guest {
+        Guest::with(scratch, disk, oracle, BlkDriver::connect_with)
+    }
+
+    /// The same with a front end that outlives the daemon: it keeps what is in flight.
+    #[track_caller]
+    pub fn tracked(scratch: &Scratch, disk: &str, oracle: Oracle) -> Guest {
+        Guest::with(scratch, disk, oracle, BlkDriver::connect_tracked)
+    }
+
+    #[track_caller]
+    fn with(
+        scratch: &Scratch,
+        disk: &str,
+        oracle: Oracle,
+        connect: fn(&Path, BlkOptions) -> Result<BlkDriver, DriverError>,
+    ) -> Guest {
         let socket = scratch.path(&format!("disk-{disk}.sock"));
         let options = BlkOptions::new(64, SLOTS, (MAX_BLOCKS * BLOCK) as u32);
         // A front end before may still be leaving.
-        let driver = until("the disk answers", || BlkDriver::connect_with(&socket, options).ok());
+        let driver = until("the disk answers", || connect(&socket, options).ok());
         assert!(driver.capacity_bytes() >= (oracle.blocks.len() * BLOCK) as u64);
         Guest {
             driver,

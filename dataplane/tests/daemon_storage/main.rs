@@ -8,6 +8,7 @@ mod full;
 mod guest;
 mod host;
 mod hostile;
+mod killed;
 mod many;
 mod refused;
 mod remote;

@@ -19,11 +19,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMemoryRegion, VhostUserVringAddrFlags,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserMemoryRegion,
+    VhostUserVringAddrFlags,
 };
-use vhost::vhost_user::{
-    Frontend, VhostUserBackendReqHandlerMut, VhostUserFrontend, VhostUserProtocolFeatures,
-};
+use vhost::vhost_user::{Frontend, VhostUserBackendReqHandlerMut, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -52,12 +51,9 @@ struct Manual {
 impl Manual {
     fn connect(path: &Path, name: &std::ffi::CStr) -> Manual {
         let stream = UnixStream::connect(path).unwrap();
-        let mut frontend = Frontend::from_stream(stream, 1);
+        let mut frontend = Frontend::from_stream(stream, 4);
         let features = frontend.get_features().unwrap();
-        frontend.get_protocol_features().unwrap();
-        let protocol = VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK;
+        let protocol = frontend.get_protocol_features().unwrap();
         frontend.set_protocol_features(protocol).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         frontend.set_owner().unwrap();
@@ -79,6 +75,24 @@ impl Manual {
 
     fn share(&self, regions: &[GuestRegion]) -> vhost::Result<()> {
         share(&self.frontend, &self.file, regions)
+    }
+
+    /// The region as a memory slot.
+    fn slot(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: self.region.guest_address,
+            memory_size: self.region.bytes,
+            userspace_addr: self.region.user_address,
+            mmap_offset: self.region.file_offset_bytes,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    /// What a guest that boots finds: a ring of zeros.
+    fn clear_ring(&mut self) {
+        let bytes = DriverRing::bytes(16) as usize;
+        self.memory.segment(GUEST, bytes as u32).unwrap().copy_from(0, &vec![0; bytes]);
+        self.ring = DriverRing::new(&self.memory, 16, USER, true, true).unwrap();
     }
 
     fn describe_ring(&self) {
@@ -266,6 +280,34 @@ fn a_full_volume_keeps_the_order() {
 }
 
 #[test]
+fn a_front_end_that_reconnects_finds_what_was_in_flight_ended_once() {
+    let (rig, gate) = gated(64, 2);
+    let path = rig.path(0);
+    let mut driver = BlkDriver::connect_tracked(&path, options(2, 8, true, true)).unwrap();
+    for round in 1..4u64 {
+        gate.closed.store(true, Ordering::Release);
+        for slot in 0..8 {
+            driver.write_data(slot, 0, &[round as u8; 4096]);
+            driver.submit(DriverOp::Write, u64::from(slot) * 4096, slot, 4096);
+        }
+        driver.kick();
+        until("all are in flight", || gate.waiting.load(Ordering::Acquire) == 8);
+        std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| driver.reconnect(&path).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!connecting.is_finished(), "the old connection's I/O is in flight");
+            gate.closed.store(false, Ordering::Release);
+        });
+        for _ in 0..8 {
+            assert_eq!(wait(&mut driver).status, OK);
+        }
+        assert!(driver.poll().is_none());
+        assert_eq!(io(&mut driver, DriverOp::Read, 4096, 1, 4096).0, OK);
+        assert_eq!(rig.counters(0).writes.get(), 8 * round, "nothing is done twice");
+    }
+}
+
+#[test]
 fn a_guest_that_dies_in_the_middle_leaves_nothing_behind() {
     let (rig, gate) = gated(64, 1);
     for round in 0..10 {
@@ -326,6 +368,116 @@ fn a_new_memory_table_is_used_after_the_old_ones_ios() {
     assert!(guest.frontend.get_queue_num().is_err(), "the connection was closed");
     let mut next = rig.connect(0, options(1, 4, false, true));
     assert_eq!(io(&mut next, DriverOp::Read, 0, 0, 512).0, OK);
+}
+
+#[test]
+fn memory_slots_come_and_go_after_the_ios_in_them() {
+    let (rig, gate) = gated(64, 1);
+    let mut guest = Manual::connect(&rig.path(0), c"memory-slots");
+    assert_eq!(guest.frontend.get_max_mem_slots().unwrap(), 32);
+    guest.describe_ring();
+    guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+    guest.frontend.set_vring_enable(0, true).unwrap();
+    for _ in 0..3 {
+        guest.frontend.add_mem_region(&guest.slot()).unwrap();
+        assert_eq!(mappings("memory-slots"), 2, "ours and the device's");
+        guest.read();
+        gate.closed.store(true, Ordering::Release);
+        guest.offer_read();
+        until("the I/O is in flight", || gate.waiting.load(Ordering::Acquire) == 1);
+        std::thread::scope(|scope| {
+            let (slot, frontend) = (guest.slot(), &mut guest.frontend);
+            let handle = slot.mmap_handle;
+            let removing = scope.spawn(move || {
+                let slot = VhostUserMemoryRegionInfo { mmap_handle: handle, ..slot };
+                frontend.remove_mem_region(&slot).unwrap();
+            });
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!removing.is_finished(), "it answered while I/Os were in flight");
+            assert_eq!(mappings("memory-slots"), 2, "mapped while an I/O may write there");
+            gate.closed.store(false, Ordering::Release);
+        });
+        assert_eq!(guest.ring.take(), Some((0, 513)), "ended before the answer");
+        assert_eq!(mappings("memory-slots"), 1);
+        assert_eq!(rig.counters(0).rings.get(), 0, "a ring without memory is not driven");
+    }
+    let unknown = VhostUserMemoryRegionInfo { guest_phys_addr: 1 << 40, ..guest.slot() };
+    assert!(guest.frontend.remove_mem_region(&unknown).is_err());
+}
+
+/// What QEMU sends when its guest boots, with more queues than the guest uses, and boots again.
+#[test]
+fn a_guest_that_reboots_starts_with_new_rings_and_a_new_inflight_region() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 4)]);
+    let mut guest = Manual::connect(&rig.path(0), c"reboots");
+    for boot in 0..4 {
+        for ring in 0..4 {
+            let call = EventFd::new(EFD_NONBLOCK).unwrap();
+            guest.frontend.set_vring_call(ring, &call).unwrap();
+            guest.frontend.set_vring_enable(ring, true).unwrap();
+        }
+        let want = VhostUserInflight { num_queues: 4, queue_size: 128, ..Default::default() };
+        let (about, file) = guest.frontend.get_inflight_fd(&want).unwrap();
+        assert_eq!((about.num_queues, about.queue_size, about.mmap_offset), (4, 128, 0));
+        assert!(file.metadata().unwrap().len() >= about.mmap_size);
+        guest.frontend.set_inflight_fd(&about, file.as_raw_fd()).unwrap();
+        let features = guest.frontend.get_features().unwrap();
+        guest.frontend.set_features(features).unwrap();
+        guest.start();
+        (0..3).for_each(|_| guest.read());
+        assert_eq!(rig.counters(0).rings.get(), 1);
+        for ring in 0..4 {
+            let base = guest.frontend.get_vring_base(ring).unwrap();
+            assert_eq!(base, if ring == 0 { 3 } else { 0 });
+        }
+        assert_eq!(rig.counters(0).rings.get(), 0);
+        if boot % 2 == 1 {
+            guest.frontend.reset_device().unwrap();
+        }
+        guest.clear_ring();
+    }
+}
+
+#[test]
+fn inflight_regions_that_make_no_sense_end_their_connection_only() {
+    let rig = Rig::start(vec![(Content::mem(512, 1 << 20, false), 2)]);
+    let mut other = rig.connect(0, options(2, 8, false, true));
+    let region = |num_queues, queue_size, mmap_size, mmap_offset| VhostUserInflight {
+        num_queues,
+        queue_size,
+        mmap_size,
+        mmap_offset,
+    };
+    for want in [region(3, 16, 0, 0), region(1, 1025, 0, 0), region(u16::MAX, u16::MAX, 0, 0)] {
+        let mut guest = Manual::connect(&rig.path(0), c"inflight");
+        assert!(guest.frontend.get_inflight_fd(&want).is_err(), "{}", want.queue_size);
+        assert!(guest.frontend.get_queue_num().is_err(), "the connection was closed");
+    }
+    for kept in [
+        region(1, 16, 64, 0),
+        region(1, 16, 1 << 30, 0),
+        region(1, 16, 4096, BYTES + 4096),
+        region(1, 16, 4096, u64::MAX),
+        region(3, 16, 4096, 0),
+    ] {
+        let mut guest = Manual::connect(&rig.path(0), c"inflight");
+        let handle = guest.file.as_raw_fd();
+        assert!(guest.frontend.set_inflight_fd(&kept, handle).is_err(), "{}", kept.mmap_size);
+    }
+    // One that another program wrote, and one for fewer entries than the ring has.
+    for (wrong, size) in [(true, 16), (false, 8)] {
+        let mut guest = Manual::connect(&rig.path(0), c"inflight");
+        let region = region(1, size, 4096, BYTES);
+        if wrong {
+            std::os::unix::fs::FileExt::write_all_at(&guest.file, &[9; 16], BYTES).unwrap();
+        }
+        guest.frontend.set_inflight_fd(&region, guest.file.as_raw_fd()).unwrap();
+        guest.share(&[guest.region]).unwrap();
+        guest.describe_ring();
+        guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+        assert!(guest.frontend.set_vring_enable(0, true).is_err());
+    }
+    assert_eq!(io(&mut other, DriverOp::Read, 0, 0, 512).0, OK);
 }
 
 #[test]

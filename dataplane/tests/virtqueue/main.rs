@@ -5,6 +5,7 @@ mod disk;
 mod faults;
 mod fuzz;
 mod guest;
+mod inflight;
 mod model;
 #[path = "../rig/mod.rs"]
 mod rig;
