@@ -13,7 +13,7 @@ pub const HEADROOM_BYTES: usize = 256;
 /// The most data the kernel puts into one frame.
 pub const DATA_BYTES: usize = FRAME_BYTES - HEADROOM_BYTES;
 /// Bytes at the front of a frame that belong to [`Chain`](crate::Chain).
-pub(crate) const LINK_BYTES: usize = 16;
+pub const LINK_BYTES: usize = 16;
 
 /// The only right to read and write one frame of the process's [`Region`](crate::Region).
 ///

@@ -94,8 +94,8 @@ impl Region {
         self.fd.as_raw_fd()
     }
 
-    /// The address of the first frame, to register the region with the kernel.
-    pub(crate) fn base(&self) -> NonNull<u8> {
+    /// The address of the first frame, to register the region with the kernel or a driver.
+    pub fn base(&self) -> NonNull<u8> {
         self.base
     }
 

@@ -203,7 +203,8 @@ impl Xsk {
             return;
         }
         while let Some(entry) = rx.pop() {
-            let frame = self.lent.take_back(entry.addr);
+            // SAFETY: the kernel put it into the rx ring, and is done with it.
+            let frame = unsafe { self.lent.take_back(entry.addr) };
             let start = entry.addr as usize % FRAME_BYTES;
             let more = entry.options & libc::XDP_PKT_CONTD != 0;
             if !sink(frame, start, entry.len as usize, more) {
@@ -276,7 +277,8 @@ impl Xsk {
             return;
         }
         while let Some(addr) = completion.pop() {
-            free.give(self.lent.take_back(addr));
+            // SAFETY: the kernel put it into the completion ring, and is done with it.
+            free.give(unsafe { self.lent.take_back(addr) });
         }
         completion.release();
     }
@@ -315,7 +317,8 @@ impl Xsk {
         };
         // A driver that may still write keeps its frames: lost, but nobody else's.
         if free_again || !zero_copy {
-            lent.take_all(free);
+            // SAFETY: the socket is gone, and nothing of the kernel writes to its frames.
+            unsafe { lent.take_all(free) };
         }
     }
 }

@@ -7,6 +7,8 @@
 
 pub mod afxdp;
 pub mod conformance;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod pcap;
 pub mod peer;
 pub mod test;
@@ -30,6 +32,12 @@ pub trait Port {
     /// A descriptor that becomes readable when there is something to receive, to sleep on.
     fn wake_fd(&self) -> Option<RawFd>;
 
+    /// Whether only a call of `rx` finds out that there is something to receive: no descriptor
+    /// tells, so that a worker with such a port may sleep for a moment only.
+    fn must_poll(&self) -> bool {
+        false
+    }
+
     /// Whether packets that `tx` took still wait until the device takes them, of which `wake_fd`
     /// tells nothing: the next call tries again, so it must not be long in coming.
     fn has_unsent(&self) -> bool;
@@ -44,6 +52,9 @@ pub trait Port {
 pub enum AnyPort {
     /// A queue of a network interface.
     AfXdp(afxdp::AfXdp),
+    /// A queue of a device of DPDK's.
+    #[cfg(feature = "dpdk")]
+    Dpdk(dpdk::Dpdk),
     /// A port in memory, for tests, simulation and benches.
     Test(test::TestPort),
 }
@@ -53,6 +64,8 @@ macro_rules! any_port {
     ($port:expr, $name:ident($($argument:expr),*)) => {
         match $port {
             AnyPort::AfXdp(port) => port.$name($($argument),*),
+            #[cfg(feature = "dpdk")]
+            AnyPort::Dpdk(port) => port.$name($($argument),*),
             AnyPort::Test(port) => port.$name($($argument),*),
         }
     };
@@ -75,6 +88,10 @@ impl Port for AnyPort {
 
     fn wake_fd(&self) -> Option<RawFd> {
         any_port!(self, wake_fd())
+    }
+
+    fn must_poll(&self) -> bool {
+        any_port!(self, must_poll())
     }
 
     fn has_unsent(&self) -> bool {

@@ -233,7 +233,7 @@ impl Worker {
     fn port(&mut self, port: PortId) -> &mut TestPort {
         match self.network.port_mut(place(port)) {
             AnyPort::Test(port) => port,
-            AnyPort::AfXdp(_) => unreachable!("all ports are in memory"),
+            _ => unreachable!("all ports are in memory"),
         }
     }
 }

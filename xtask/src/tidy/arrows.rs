@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("outboard-wire", &[]),
     ("outboard-dma", &[]),
+    ("outboard-dpdk-sys", &["outboard-dma"]),
     ("outboard-sim", &[]),
     ("outboard-rdma", &["outboard-dma", "outboard-wire"]),
     ("outboard-ebpf", &["outboard-dma", "outboard-wire"]),
-    ("outboard", &["outboard-rdma", "outboard-ebpf", "outboard-dma", "outboard-wire"]),
+    (
+        "outboard",
+        &["outboard-rdma", "outboard-ebpf", "outboard-dpdk-sys", "outboard-dma", "outboard-wire"],
+    ),
     (
         "outboard-bench",
         &["outboard", "outboard-rdma", "outboard-ebpf", "outboard-dma", "outboard-wire"],

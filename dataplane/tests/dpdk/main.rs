@@ -1,0 +1,11 @@
+//! The DPDK port over DPDK's software drivers. Needs root for those that meet the kernel.
+#![cfg(feature = "dpdk")]
+
+mod conforms;
+mod null;
+mod queue;
+
+use outboard_dma::CountingAllocator;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
