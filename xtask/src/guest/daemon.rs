@@ -92,6 +92,11 @@ impl Daemon {
         self.child.take().map_or(Ok(()), Child::stop)
     }
 
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<(), Error> {
+        self.child.take().map_or(Ok(()), Child::kill)
+    }
+
     /// What it counts.
     pub fn stats(&self, stop: &Stop) -> Result<Value, Error> {
         let mut command = Command::new(&self.program);

@@ -1,6 +1,7 @@
 //! The jobs: each a script for the guest, and what the host has ready for it.
 
 mod blk;
+mod nvme;
 
 use super::image::Image;
 use super::qemu::{Accelerator, Guest, Host, Machine, Outcome};
@@ -35,7 +36,7 @@ pub const BOOT: Job = Job {
 };
 
 /// Every job, in the order to run them.
-pub const JOBS: &[Job] = &[BOOT, blk::JOB];
+pub const JOBS: &[Job] = &[BOOT, blk::JOB, nvme::JOB];
 
 /// What a job gets.
 pub struct Stage<'a> {

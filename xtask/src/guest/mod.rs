@@ -23,7 +23,8 @@ use image::Image;
 use jobs::{JOBS, Job, Stage};
 use packages::Release;
 use qemu::Accelerator;
-use std::fs;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -177,6 +178,7 @@ struct Runner {
     results: PathBuf,
     keep: bool,
     show_console: bool,
+    _lock: File,
 }
 
 impl Runner {
@@ -184,17 +186,20 @@ impl Runner {
         for left in netns::remove_leftovers(&[Path::new(RUN)])? {
             println!("removed {left}, left by a run that was killed");
         }
+        let target = process::target_dir()?;
+        let results = target.join("guest");
+        let lock = lock(&results, stop)?;
         println!("guest: kernel, programs, QEMU");
         let image = Image::get()?;
         stop.check()?;
-        let target = process::target_dir()?;
         let mut runner = Runner {
             image,
             accelerator: Accelerator::Tcg,
             outboard: target.join("debug/outboard"),
-            results: target.join("guest"),
+            results,
             keep,
             show_console,
+            _lock: lock,
         };
         runner.accelerator = runner.choose_accelerator(stop)?;
         let mut build = process::cargo();
@@ -209,7 +214,7 @@ impl Runner {
             return Ok(known);
         }
         self.accelerator = Accelerator::Kvm;
-        let kvm = fs::File::options().read(true).write(true).open("/dev/kvm");
+        let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let outcome = kvm.map_err(Error::file("open", "/dev/kvm")).and_then(|_| {
             println!("  ...      trying KVM");
             self.run_within(&jobs::BOOT, PROBE_WAIT, stop)
@@ -266,6 +271,26 @@ impl Runner {
             )),
         }
     }
+}
+
+/// Keeps a second run from the folder of results until this value is dropped.
+fn lock(results: &Path, stop: &Stop) -> Result<File, Error> {
+    fs::create_dir_all(results).map_err(Error::file("create", results))?;
+    let path = results.join("lock");
+    let file = File::create(&path).map_err(Error::file("create", &path))?;
+    let mut told = false;
+    let locked = stop.wait_for(Duration::MAX, || {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(Some(()));
+        }
+        if !told {
+            println!("guest: waiting for another run with {}", results.display());
+            told = true;
+        }
+        Ok(None)
+    })?;
+    locked.expect("waits for ever");
+    Ok(file)
 }
 
 /// The folder of the disks' files, removed when dropped unless they are to be kept.

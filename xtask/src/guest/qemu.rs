@@ -103,7 +103,8 @@ impl Guest {
         let job = machine.run.join("job");
         fs::write(&job, machine.job).map_err(Error::file("write", &job))?;
         let console = machine.logs.join("console.log");
-        let _ = fs::remove_file(&console);
+        // QEMU makes it anew, but later than it is looked for.
+        fs::write(&console, "").map_err(Error::file("create", &console))?;
         let mut command = machine.image.qemu(machine.namespace);
         command.args(arguments(machine, &socket, &job, &console)).args(&machine.devices);
         let start = Instant::now();

@@ -66,6 +66,13 @@ trim() {
     blkdiscard --force --offset 16M --length 16M "$2"
 }
 
+complaints() {
+    step "the kernel's complaints"
+    if dmesg | grep -E 'virtio|vd[ab]|EXT4' | grep -E 'rror|not supported|orrupt'; then
+        exit 1
+    fi
+}
+
 modprobe -a virtio_blk ext4
 local_disk=$(device local)
 remote_disk=$(device remote)
@@ -81,6 +88,7 @@ if [ "$BOOT" = 1 ]; then
     ls -l /tmp/files.tar
     fill local "$local_disk"
     fill remote "$remote_disk"
+    complaints
     step "reboot"
     start_again
 fi
@@ -88,4 +96,5 @@ fi
 check local "$local_disk"
 trim local "$local_disk"
 check remote "$remote_disk"
-umount /mnt
+trim remote "$remote_disk"
+complaints
