@@ -25,6 +25,7 @@ mod region;
 mod ring;
 mod segment;
 mod sigbus;
+mod sigsys;
 pub mod socket;
 mod window;
 mod xsk;
@@ -40,6 +41,7 @@ pub use pages::Pages;
 pub use poll::PollList;
 pub use region::{Backing, Region, RegionError};
 pub use segment::{MAX_SEGMENTS, Segment, Segments};
+pub use sigsys::{ForbiddenCalls, count_forbidden_calls, forbidden_calls};
 pub use window::Window;
 pub use xsk::{Kick, MIN_RING, RingSizes, Xsk, XskError, XskStatistics};
 

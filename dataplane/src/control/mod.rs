@@ -2,6 +2,7 @@
 
 pub mod api;
 mod assemble;
+mod confine;
 pub mod connect;
 pub mod listen;
 pub mod local_socket;

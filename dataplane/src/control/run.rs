@@ -6,6 +6,7 @@
 
 use super::api::{ApiError, Bound};
 use super::assemble::{self, Handle, House};
+use super::confine::{self, ConfineError, WorkerRights};
 use super::machine::{self, MachineError};
 use super::netlink::underlay::UnderlayError;
 use super::ports::Ports;
@@ -99,6 +100,9 @@ pub enum RunError {
     /// The control socket could not be served.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// Privileges could not be given up.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// A thread, descriptor or signal handler could not be had.
     #[error("cannot set up {what}: {source}")]
     System {
@@ -132,6 +136,7 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
             .map_err(system("signal handlers"))?;
     }
     machine::check(&plan)?;
+    let rights = confine::process()?;
     // First what a second daemon of this plan is refused by, while it has touched nothing else.
     let socket = Bound::new(&plan.control_socket)?;
     let instance = claim(&plan)?;
@@ -151,11 +156,12 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     let snapshot = Snapshot::new(&plan, &handles, &steering, &stores);
     let mut ports = Ports::new(pins.to_owned(), region, &handles, &steering);
     stores.keep_files();
-    let outcome = start(&plan, workers, &handles).and_then(|threads| {
+    let mut forbidden = confine::Watch::new();
+    let outcome = start(&plan, workers, &handles, &rights).and_then(|threads| {
         let served = socket.serve(move || snapshot.take());
         if served.is_ok() {
             tracing::info!("{} is ready; stats at {}", plan.name, plan.control_socket.display());
-            supervise(&plan, &mut ways, &mut ports, &handles, &threads, &stop);
+            supervise(&plan, &mut ways, &mut ports, &handles, &threads, &stop, &mut forbidden);
         }
         let failed = served.err();
         // Guests and hosts leave while the workers still turn and can end their I/O.
@@ -165,6 +171,7 @@ pub fn run(plan: Plan) -> Result<(), RunError> {
     });
     let steering = steering.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default();
     assemble::detach(steering);
+    forbidden.look();
     if outcome.is_ok() {
         tracing::info!("stopped");
     }
@@ -203,15 +210,22 @@ fn start(
     plan: &Plan,
     workers: Vec<Worker>,
     handles: &[Handle],
+    rights: &WorkerRights,
 ) -> Result<Vec<JoinHandle<Worker>>, RunError> {
     let mut threads = Vec::new();
     for (index, worker) in workers.into_iter().enumerate() {
+        let rights = rights.clone();
         let core = usize::from(plan.workers[index].core);
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let mut cores = CpuSet::new();
             cores.set(core);
             if let Err(error) = sched_setaffinity(None, &cores) {
                 tracing::warn!("worker {index} cannot be pinned to core {core}: {error}");
+            }
+            if let Err(error) = rights.enter() {
+                // Tried before: only a machine that changes its mind comes here.
+                tracing::error!("worker {index} does not run: {error}");
+                return worker;
             }
             worker.run()
         });
@@ -234,6 +248,7 @@ fn supervise(
     handles: &[Handle],
     threads: &[JoinHandle<Worker>],
     stop: &AtomicBool,
+    forbidden: &mut confine::Watch,
 ) {
     let mut told = String::new();
     while !stop.load(Ordering::Relaxed) && threads.iter().all(|thread| !thread.is_finished()) {
@@ -254,6 +269,7 @@ fn supervise(
             }
         }
         ports.follow(plan);
+        forbidden.look();
         for handle in handles {
             while handle.retired.try_recv().is_ok() {}
         }

@@ -57,6 +57,7 @@ impl Snapshot {
             instance: self.plan.name.clone(),
             uptime_s: self.started.elapsed().as_secs(),
             wait_mode: mode_name(self.plan.runtime.mode).into(),
+            forbidden_calls: outboard_dma::forbidden_calls().count,
             workers: self.workers(),
             ports: self.ports(),
             switch: self.switch(),

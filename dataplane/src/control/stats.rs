@@ -18,6 +18,9 @@ pub struct Stats {
     pub uptime_s: u64,
     /// How workers wait: `busy`, `yield` or `adaptive`.
     pub wait_mode: String,
+    /// System calls of workers that were refused because their list does not have them: a defect,
+    /// or somebody who took a worker over.
+    pub forbidden_calls: u64,
     /// The workers, in the order of the configuration.
     pub workers: Vec<WorkerStats>,
     /// Uplinks and tenants' ports, in the order of the plan.
@@ -395,6 +398,7 @@ mod tests {
             instance: "host-a".into(),
             uptime_s: 3723,
             wait_mode: "adaptive".into(),
+            forbidden_calls: 0,
             workers: vec![WorkerStats {
                 core: 3,
                 turns: 1_234_567,
