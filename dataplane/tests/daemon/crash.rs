@@ -7,7 +7,7 @@ use crate::traffic::exchange;
 use crate::world::{Host, Options, Tenant, World, pings};
 use rustix::process::Signal;
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(from: &Namespace, to: Ipv4Addr, notes: PathBuf) -> Watch {
+    fn start(from: &Namespace, to: IpAddr, notes: PathBuf) -> Watch {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", from.name(), "ping", "-D", "-i", "0.01"]);
         let out = File::create(&notes).unwrap();
@@ -113,7 +113,7 @@ fn change_the_plan(host: &mut Host) {
         + "[[port]]\nname = 'amber'\ninterface = 'amber'\nvpc = 'blue'\n\
            address = '10.0.0.9/24'\n";
     std::fs::write(&host.config, text).unwrap();
-    let address = Ipv4Addr::new(10, 0, 0, 9);
+    let address = IpAddr::from([10, 0, 0, 9]);
     host.tenants.push(Tenant { netns: Namespace::new(), address, port: "amber" });
     host.attach(host.tenant("amber"));
 }

@@ -7,7 +7,7 @@ use crate::world::{GATEWAY, Options, Tenant, World};
 use outboard_sim::Rng;
 use outboard_wire::{Ethernet, Ipv4, Mac, Udp, ethernet, ipv4};
 use rustix::process::Signal;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 /// Frames of one kind.
 const COUNT: usize = 200;
@@ -15,8 +15,15 @@ const COUNT: usize = 200;
 const GATEWAY_MAC: Mac = Mac([0x02, b'o', b'b', 0, 0, 100]);
 const VXLAN_PORT: u16 = 4789;
 
+fn v4(address: impl Into<IpAddr>) -> Ipv4Addr {
+    match address.into() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("these tests speak IPv4, not {address}"),
+    }
+}
+
 /// A right UDP frame from a tenant.
-fn udp_frame(from: &Tenant, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+fn udp_frame(from: &Tenant, to: impl Into<IpAddr>, port: u16, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0; 42];
     let source = Mac([2, 0, 0, 0, 0, 9]);
     let ethernet = Ethernet { destination: GATEWAY_MAC, source, ethertype: ethernet::IPV4 };
@@ -29,8 +36,8 @@ fn udp_frame(from: &Tenant, to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> 
         fragment: 0,
         ttl: 64,
         protocol: ipv4::UDP,
-        source: from.address,
-        destination: to,
+        source: v4(from.address),
+        destination: v4(to),
     };
     ip.emit(&mut out[14..]).unwrap();
     let udp = Udp { source: 9, destination: port, len: udp_len, checksum: 0 };
@@ -55,7 +62,7 @@ fn arp_request(target: Ipv4Addr, source: Ipv4Addr) -> Vec<u8> {
 }
 
 /// Every kind with the name under which the daemon must count it.
-fn kinds(from: &Tenant, to: Ipv4Addr) -> Vec<(&'static str, Vec<u8>)> {
+fn kinds(from: &Tenant, to: IpAddr) -> Vec<(&'static str, Vec<u8>)> {
     let right = udp_frame(from, to, 9, b"payload");
     let mut tagged = right[..12].to_vec();
     tagged.extend([0x81, 0x00, 0x00, 0x05]);
@@ -89,8 +96,8 @@ fn kinds(from: &Tenant, to: Ipv4Addr) -> Vec<(&'static str, Vec<u8>)> {
         ("multicast", changed(&right, 0, 0x03)),
         ("to_gateway", udp_frame(from, GATEWAY, 9, b"payload")),
         ("no_route", udp_frame(from, Ipv4Addr::new(203, 0, 113, 9), 9, b"payload")),
-        ("no_route", arp_request(Ipv4Addr::new(203, 0, 113, 9), from.address)),
-        ("arp_malformed", changed(&arp_request(GATEWAY, from.address), 18, 7)),
+        ("no_route", arp_request(Ipv4Addr::new(203, 0, 113, 9), v4(from.address))),
+        ("arp_malformed", changed(&arp_request(GATEWAY, v4(from.address)), 18, 7)),
         ("too_short", right[..14].to_vec()),
         ("too_short", right[..20].to_vec()),
     ]
@@ -173,13 +180,12 @@ fn datagrams_of_strangers_end_by_name() {
         out
     };
     // From the other host's kernel: its address is a far end, or is not.
-    let socket =
-        |address: Ipv4Addr| world.b.netns.within(|| UdpSocket::bind((address, 0)).unwrap());
+    let socket = |address: IpAddr| world.b.netns.within(|| UdpSocket::bind((address, 0)).unwrap());
     let stranger = Ipv4Addr::new(192, 0, 2, 99);
     world.b.netns.ip(&format!("address add {stranger}/24 dev veth"));
     let second = Ipv4Addr::new(192, 0, 2, 100);
     world.a.netns.ip(&format!("address add {second}/24 dev veth"));
-    let (known, unknown) = (socket(world.b.vtep), socket(stranger));
+    let (known, unknown) = (socket(world.b.vtep), socket(stranger.into()));
     let to = world.a.vtep;
     let kinds: Vec<(&str, &UdpSocket, Vec<u8>)> = vec![
         ("unknown_vtep", &unknown, vxlan(8, [0, 0, 200], &right)),

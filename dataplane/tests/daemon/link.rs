@@ -5,7 +5,7 @@ use crate::netns::run;
 use crate::process::until;
 use crate::traffic::exchange;
 use crate::wait::workers_sleep;
-use crate::world::{Options, Tenant, World};
+use crate::world::{Options, Tenant, World, give_addresses};
 use rustix::process::Signal;
 use std::process::{Child, Command, Stdio};
 
@@ -124,8 +124,8 @@ fn a_port_of_two_queues_and_an_uplink_are_made_anew() {
     exchange(&near.netns, near.address, &far.netns);
     world.a.netns.ip("link del veth");
     world.a.netns.join(&world.b.netns, 1, 9000);
-    for host in [&world.a, &world.b] {
-        host.netns.ip(&format!("address add {}/24 dev veth", host.vtep));
+    for (host, last) in [(&world.a, 1), (&world.b, 2)] {
+        give_addresses(&host.netns, last);
     }
     world.all_reach();
     exchange(&near.netns, near.address, &far.netns);

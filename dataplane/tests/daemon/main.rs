@@ -11,6 +11,7 @@ mod clean;
 mod crash;
 mod disk;
 mod hostile;
+mod interop;
 mod link;
 mod process;
 mod refused;

@@ -5,7 +5,7 @@ use crate::process::until;
 use crate::world::{GATEWAY, JUMBO_MTU, Options, Tenant, World, pings};
 use rustix::process::Signal;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 const MARKER_PORT: u16 = 7777;
@@ -18,7 +18,7 @@ fn tenants_reach_each_other_and_their_gateways() {
     let jumbo = format!("-c 3 -M do -s {}", JUMBO_MTU - 28);
     let (blue_a, blue_b) = (world.a.tenant("blue"), world.b.tenant("blue"));
     assert!(blue_a.pings(blue_b.address, &jumbo) && blue_b.pings(blue_a.address, &jumbo));
-    assert!(blue_a.pings(GATEWAY, &jumbo));
+    assert!(blue_a.pings(world.gateway, &jumbo));
     // One byte more does not fit, and the tenant's own kernel says so.
     let too_big = format!("-c 1 -M do -s {}", JUMBO_MTU - 27);
     assert!(!blue_a.pings(blue_b.address, &too_big));
@@ -141,7 +141,7 @@ fn check_stream(mut stream: &TcpStream) {
 }
 
 /// A stream in each direction at the same time, checked byte by byte.
-pub fn exchange(server: &Namespace, address: Ipv4Addr, client: &Namespace) {
+pub fn exchange(server: &Namespace, address: IpAddr, client: &Namespace) {
     let to = SocketAddr::from((address, 5001));
     let both = |stream: TcpStream| {
         let patience = Some(crate::process::PATIENCE);

@@ -1,7 +1,7 @@
 //! The three ways to wait.
 
 use crate::process::Daemon;
-use crate::world::{GATEWAY, Options, World};
+use crate::world::{Options, World};
 use rustix::process::Signal;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn echoes(mode: &'static str) {
     assert_eq!(a.stats().wait_mode, mode);
     for port in ["blue", "red"] {
         let (near, far) = (world.a.tenant(port), world.b.tenant(port));
-        assert!(near.pings(far.address, "-c 10") && near.pings(GATEWAY, "-c 10"));
+        assert!(near.pings(far.address, "-c 10") && near.pings(world.gateway, "-c 10"));
     }
     let sleeps: u64 = a.stats().workers.iter().map(|worker| worker.sleeps).sum();
     assert_eq!(sleeps > 0, mode == "adaptive");

@@ -1,23 +1,27 @@
 //! Two hosts, the network between them, and tenants in three private networks that have the same
 //! addresses: blue (jumbo frames), red (two queues on host b), green (no route to other hosts).
 //!
+//! Tenants have addresses of both families, and so have the hosts; options say which are used.
+//!
 //! Host a has one worker and the tenants 10.0.0.1; host b has two, with the uplink and blue on
 //! one, red on both, green on the other, and the tenants 10.0.0.2. The second blue tenant of host
 //! b, 10.0.0.3, is on the other worker than the first.
 
 use crate::netns::Namespace;
 use crate::process::{Daemon, OUTBOARD, until};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The virtual gateway of every private network.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
+/// The same, of IPv6.
+pub const GATEWAY6: &str = "fd00::fe";
 /// Where the pins of instances are.
 pub const PINS: &str = "/sys/fs/bpf/outboard";
-/// MTU of the blue tenants: what fits through VXLAN over 9000.
-pub const JUMBO_MTU: u32 = 8950;
+/// MTU of the blue tenants: what fits through VXLAN over IPv6 over 9000.
+pub const JUMBO_MTU: u32 = 8930;
 
 /// A directory that ends with the test.
 pub struct Scratch(pub PathBuf);
@@ -42,29 +46,31 @@ impl Drop for Scratch {
 /// A tenant's container.
 pub struct Tenant {
     pub netns: Namespace,
-    pub address: Ipv4Addr,
+    /// Of the world's family.
+    pub address: IpAddr,
     /// The port's name, which is the host's interface too.
     pub port: &'static str,
 }
 
 impl Tenant {
     /// Whether `count` echo requests with these options are all answered.
-    pub fn pings(&self, to: Ipv4Addr, options: &str) -> bool {
+    pub fn pings(&self, to: impl Into<IpAddr>, options: &str) -> bool {
         pings(&self.netns, to, options)
     }
 
     /// Waits until one echo request is answered.
     #[track_caller]
-    pub fn reaches(&self, to: Ipv4Addr) {
+    pub fn reaches(&self, to: impl Into<IpAddr>) {
+        let to = to.into();
         until(&format!("{} reaches {to}", self.port), || self.pings(to, "-c 1").then_some(()));
     }
 }
 
 /// Whether echo requests from a namespace are answered.
-pub fn pings(netns: &Namespace, to: Ipv4Addr, options: &str) -> bool {
+pub fn pings(netns: &Namespace, to: impl Into<IpAddr>, options: &str) -> bool {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", netns.name(), "ping", "-q", "-i", "0.02", "-W", "1"]);
-    command.args(options.split_whitespace()).arg(to.to_string());
+    command.args(options.split_whitespace()).arg(to.into().to_string());
     command.output().expect("ping runs").status.success()
 }
 
@@ -76,7 +82,8 @@ pub struct Host {
     pub log: PathBuf,
     pub socket: PathBuf,
     pub tenants: Vec<Tenant>,
-    pub vtep: Ipv4Addr,
+    /// Of the family of the world's underlay.
+    pub vtep: IpAddr,
 }
 
 impl Host {
@@ -137,6 +144,38 @@ pub struct World {
     pub a: Host,
     pub b: Host,
     pub scratch: Scratch,
+    /// The virtual gateway, of the world's family.
+    pub gateway: IpAddr,
+}
+
+/// An IP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// A tenant's address.
+    pub fn tenant(self, last: u8) -> IpAddr {
+        match self {
+            Family::V4 => IpAddr::from([10, 0, 0, last]),
+            Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]),
+        }
+    }
+
+    /// A host's address.
+    pub fn host(self, last: u8) -> IpAddr {
+        match self {
+            Family::V4 => IpAddr::from([192, 0, 2, last]),
+            Family::V6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)]),
+        }
+    }
+
+    /// The length of the networks that these are in.
+    pub fn prefix_len(self) -> u8 {
+        if self == Family::V4 { 24 } else { 64 }
+    }
 }
 
 /// What the worlds of tests differ in.
@@ -148,11 +187,16 @@ pub struct Options {
     pub region_mib: u32,
     /// More text for both configurations.
     pub more: &'static str,
+    /// What tenants speak.
+    pub family: Family,
+    /// What the tunnels are in.
+    pub underlay: Family,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { mode: "adaptive", region_mib: 32, more: "" }
+        let (family, underlay) = (Family::V4, Family::V4);
+        Options { mode: "adaptive", region_mib: 32, more: "", family, underlay }
     }
 }
 
@@ -162,15 +206,19 @@ impl World {
         let scratch = Scratch::new();
         let (a, b) = (Namespace::new(), Namespace::new());
         a.join(&b, 1, 9000);
-        let vteps = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
-        for (netns, vtep) in [(&a, vteps[0]), (&b, vteps[1])] {
-            netns.ip(&format!("address add {vtep}/24 dev veth"));
+        for (netns, last) in [(&a, 1), (&b, 2)] {
+            give_addresses(netns, last);
         }
+        let vteps = [1, 2].map(|last| options.underlay.host(last));
         let on_a = [("blue", 1), ("red", 1), ("green", 1)];
         let on_b = [("blue", 2), ("red", 2), ("green", 2), ("blue3", 3)];
         let a = host(a, "a", vteps, &on_a, options, &scratch);
         let b = host(b, "b", [vteps[1], vteps[0]], &on_b, options, &scratch);
-        World { a, b, scratch }
+        let gateway = match options.family {
+            Family::V4 => GATEWAY.into(),
+            Family::V6 => GATEWAY6.parse().unwrap(),
+        };
+        World { a, b, scratch, gateway }
     }
 
     /// The default world with both daemons, after every tenant has reached its peer.
@@ -190,16 +238,25 @@ impl World {
             let (a, b) = (self.a.tenant(port), self.b.tenant(port));
             a.reaches(b.address);
             b.reaches(a.address);
-            a.reaches(GATEWAY);
-            b.reaches(GATEWAY);
+            a.reaches(self.gateway);
+            b.reaches(self.gateway);
         }
+    }
+}
+
+/// Gives a host's uplink its addresses of both families.
+pub fn give_addresses(netns: &Namespace, last: u8) {
+    netns.allow_ipv6("veth");
+    for family in [Family::V4, Family::V6] {
+        let (address, len) = (family.host(last), family.prefix_len());
+        netns.ip(&format!("address add {address}/{len} dev veth"));
     }
 }
 
 fn host(
     netns: Namespace,
     letter: &str,
-    [vtep, far]: [Ipv4Addr; 2],
+    [vtep, far]: [IpAddr; 2],
     tenants: &[(&'static str, u8)],
     options: Options,
     scratch: &Scratch,
@@ -213,7 +270,7 @@ fn host(
     std::fs::write(&config, text).unwrap();
     let tenants = tenants.iter().map(|(port, last)| Tenant {
         netns: Namespace::new(),
-        address: Ipv4Addr::new(10, 0, 0, *last),
+        address: options.family.tenant(*last),
         port,
     });
     let tenants = tenants.collect();
@@ -225,16 +282,19 @@ fn host(
 fn configuration(
     name: &str,
     socket: &Path,
-    [vtep, far]: [Ipv4Addr; 2],
+    [vtep, far]: [IpAddr; 2],
     options: Options,
     letter: &str,
     scratch: &Scratch,
 ) -> String {
-    let Options { mode, region_mib, more } = options;
+    let Options { mode, region_mib, more, .. } = options;
     let socket = socket.display();
     let on_b = letter == "b";
     let own = if on_b { 2 } else { 1 };
-    let remote = if on_b { "10.0.0.1/32" } else { "10.0.0.2/31" };
+    let remotes = match on_b {
+        true => ["10.0.0.1/32", "fd00::1/128"],
+        false => ["10.0.0.2/31", "fd00::2/127"],
+    };
     let mut text = format!(
         "name = '{name}'\n[runtime]\nmode = '{mode}'\nregion_mib = {region_mib}\n\
          [control]\nsocket = '{socket}'\n[[worker]]\ncore = 0\n"
@@ -243,16 +303,18 @@ fn configuration(
         text += "[[worker]]\ncore = 1\n";
     }
     for (vpc, vni) in [("blue", 100), ("red", 200), ("green", 300)] {
-        text += &format!("[[vpc]]\nname = '{vpc}'\nvni = {vni}\ngateway = '{GATEWAY}'\n");
-        if vpc != "green" {
+        text += &format!("[[vpc]]\nname = '{vpc}'\nvni = {vni}\n");
+        text += &format!("gateway = '{GATEWAY}'\ngateway6 = '{GATEWAY6}'\n");
+        for remote in remotes.iter().filter(|_| vpc != "green") {
             text += &format!("[[vpc.route]]\nto = '{remote}'\nvia = '{far}'\n");
         }
     }
-    text += &format!("[[uplink]]\nname = 'up'\ninterface = 'veth'\nvtep = '{vtep}'\n");
+    let key = if vtep.is_ipv6() { "vtep6" } else { "vtep" };
+    text += &format!("[[uplink]]\nname = 'up'\ninterface = 'veth'\n{key} = '{vtep}'\n");
     let mut port = |name: &str, vpc: &str, last: u8, rest: &str| {
         text += &format!(
             "[[port]]\nname = '{name}'\ninterface = '{name}'\nvpc = '{vpc}'\n\
-             address = '10.0.0.{last}/24'\n{rest}\n"
+             address = '10.0.0.{last}/24'\naddress6 = 'fd00::{last}/64'\n{rest}\n"
         );
     };
     let jumbo = format!("mtu = {JUMBO_MTU}");

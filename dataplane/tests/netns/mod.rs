@@ -51,11 +51,11 @@ impl Namespace {
         namespace
     }
 
-    /// Switches IPv6 on for an interface: without an address of its own choice, router
-    /// solicitations, or waiting for duplicates. `default` stands for those to come.
+    /// Switches IPv6 on for an interface: with a link-local address, without listening to routers
+    /// or looking for duplicates.
     pub fn allow_ipv6(&self, interface: &str) {
         let settings = [
-            ("addr_gen_mode", "1"),
+            ("addr_gen_mode", "0"),
             ("accept_ra", "0"),
             ("accept_dad", "0"),
             ("disable_ipv6", "0"),
