@@ -202,8 +202,10 @@ impl Stores {
                 connections: EXPORT_CONNECTIONS,
                 shared_frames: SHARED_FRAMES,
             };
-            let (made, door) = Export::new(&config, volume, free)
+            let (mut made, door) = Export::new(&config, volume, free)
                 .map_err(|source| StoreError::Export { name: name(), source })?;
+            let others = plan.exports.iter().filter(|other| other.nqn != export.nqn);
+            made.list_others(others.map(|other| (&*other.nqn, other.listen)));
             self.exports[number] = made.counters();
             users.push(User::Export(made));
             let listener = Listener::start(export.listen, door)

@@ -50,6 +50,18 @@ pub mod nvm {
 
 /// Feature identifiers (Base 5.27.1).
 pub mod feature {
+    /// Arbitration.
+    pub const ARBITRATION: u8 = 0x01;
+    /// Power Management.
+    pub const POWER: u8 = 0x02;
+    /// Temperature Threshold.
+    pub const TEMPERATURE: u8 = 0x04;
+    /// Error Recovery.
+    pub const ERROR_RECOVERY: u8 = 0x05;
+    /// Write Atomicity Normal.
+    pub const WRITE_ATOMICITY: u8 = 0x0a;
+    /// Host Identifier.
+    pub const HOST_ID: u8 = 0x81;
     /// Volatile Write Cache.
     pub const WRITE_CACHE: u8 = 0x06;
     /// Number of Queues.
@@ -311,6 +323,8 @@ status_codes! {
     ASYNC_EVENT_LIMIT = COMMAND_SPECIFIC | 0x05, "asynchronous event request limit exceeded";
     /// Command specific 09h.
     INVALID_LOG_PAGE = COMMAND_SPECIFIC | 0x09, "invalid log page";
+    /// Command specific 0dh.
+    FEATURE_NOT_SAVEABLE = COMMAND_SPECIFIC | 0x0d, "feature not saveable";
     /// Command specific 0eh.
     FEATURE_FIXED = COMMAND_SPECIFIC | 0x0e, "feature not changeable";
     /// Fabrics 80h.
@@ -321,6 +335,8 @@ status_codes! {
     CONNECT_PARAMETER = COMMAND_SPECIFIC | 0x82, "connect invalid parameters";
     /// Fabrics 84h.
     CONNECT_HOST = COMMAND_SPECIFIC | 0x84, "connect invalid host";
+    /// Fabrics 85h.
+    INVALID_QUEUE_TYPE = COMMAND_SPECIFIC | 0x85, "invalid queue type";
     /// Media 80h.
     WRITE_FAULT = MEDIA | 0x80, "write fault";
     /// Media 81h.

@@ -34,6 +34,12 @@ pub mod log {
     pub const HEALTH: u8 = 0x02;
     /// Firmware slots.
     pub const FIRMWARE: u8 = 0x03;
+    /// Changed namespaces.
+    pub const CHANGED: u8 = 0x04;
+    /// Commands supported, and their effects.
+    pub const EFFECTS: u8 = 0x05;
+    /// Discovery.
+    pub const DISCOVERY: u8 = 0x70;
 }
 
 /// What names a namespace: it stays when the connection, the address or the size changes.
@@ -82,6 +88,8 @@ pub(crate) struct Said<'a> {
     pub max_transfer: u8,
     pub max_commands: u16,
     pub read_only: bool,
+    /// A controller of the discovery subsystem, which has no namespace.
+    pub is_discovery: bool,
 }
 
 /// Offsets in the Identify Controller data (Base 5.17.2.1).
@@ -138,26 +146,29 @@ pub(crate) fn controller(page: &mut [u8], said: &Said) {
     put_u32(page, at::VERSION, VERSION);
     // Host identifiers have 128 bits (mandatory on fabrics).
     put_u32(page, at::ATTRIBUTES, 1);
-    // An I/O controller.
-    page[at::CONTROLLER_TYPE] = 1;
+    // An I/O controller, or one for discovery.
+    page[at::CONTROLLER_TYPE] = if said.is_discovery { 2 } else { 1 };
     page[at::ABORT_LIMIT] = 3;
     page[at::ASYNC_LIMIT] = ASYNC_EVENTS - 1;
     // One firmware slot, read-only.
     page[at::FIRMWARE_UPDATES] = 3;
-    // Log pages with extended offsets and lengths (bit 2).
-    page[at::LOG_ATTRIBUTES] = 1 << 2;
+    // Log pages with extended offsets and lengths (bit 2), that of commands' effects (bit 1).
+    page[at::LOG_ATTRIBUTES] = if said.is_discovery { 1 << 2 } else { 1 << 2 | 1 << 1 };
     put_u16(page, at::KEEP_ALIVE_UNIT, KEEP_ALIVE_UNIT_100MS);
-    put_u16(page, at::ENTRY_SIZES, 0x4466);
     put_u16(page, at::MAX_COMMANDS, said.max_commands);
+    // SGLs, with offsets into the capsule.
+    put_u32(page, at::SGL, 1 | 1 << 20);
+    page[at::SUBSYSTEM..at::SUBSYSTEM + said.nqn.len()].copy_from_slice(said.nqn.as_bytes());
+    if said.is_discovery {
+        return;
+    }
+    put_u16(page, at::ENTRY_SIZES, 0x4466);
     put_u32(page, at::NAMESPACES, 1);
     let changes = commands::DATASET | commands::WRITE_ZEROES;
     let offered = if said.read_only { 0 } else { changes };
     put_u16(page, at::COMMANDS, commands::COMPARE | offered);
     // A volatile write cache (hosts send Flush); Flush of all namespaces is supported (bits 2:1).
     page[at::WRITE_CACHE] = if said.read_only { 0 } else { 0b111 };
-    // SGLs, with offsets into the capsule.
-    put_u32(page, at::SGL, 1 | 1 << 20);
-    page[at::SUBSYSTEM..at::SUBSYSTEM + said.nqn.len()].copy_from_slice(said.nqn.as_bytes());
     put_u32(page, at::COMMAND_CAPSULE, (64 + IN_CAPSULE_BYTES) / 16);
     put_u32(page, at::RESPONSE_CAPSULE, 1);
     page[at::DATA_DESCRIPTORS] = 1;
@@ -278,11 +289,17 @@ pub(crate) fn namespace_list(page: &mut [u8], after: u32) {
     }
 }
 
-/// Writes the first bytes of a log page, which are all that is not zero; `false`: no such page.
-pub(crate) fn log_page(page: &mut [u8], id: u8) -> bool {
-    page[..IDENTIFY_BYTES].fill(0);
+/// Writes a log page of an I/O controller and returns its length; `None`: no such page.
+pub(crate) fn log_page(page: &mut [u8], id: u8, read_only: bool) -> Option<u64> {
+    page.fill(0);
     match id {
-        log::ERRORS => {}
+        // One entry, never used; no namespace ever changes.
+        log::ERRORS => return Some(64),
+        log::CHANGED => return Some(4096),
+        log::EFFECTS => {
+            effects(page, read_only);
+            return Some(4096);
+        }
         // 300 K; all spare capacity is there, and 10 % of it would be little.
         log::HEALTH => {
             put_u16(page, 1, 300);
@@ -294,9 +311,33 @@ pub(crate) fn log_page(page: &mut [u8], id: u8) -> bool {
             page[0] = 1;
             put_text(page, 8, 8, env!("CARGO_PKG_VERSION"));
         }
-        _ => return false,
+        _ => return None,
     }
-    true
+    Some(512)
+}
+
+/// The commands that are supported (bit 0 of their dword), and those that change the namespace's
+/// content (bit 1): 256 of the admin queue, then as many of I/O queues (Base 5.16.1.6).
+fn effects(page: &mut [u8], read_only: bool) {
+    use super::capsule::{admin, nvm};
+    for opcode in [
+        admin::GET_LOG_PAGE,
+        admin::IDENTIFY,
+        admin::ABORT,
+        admin::SET_FEATURES,
+        admin::GET_FEATURES,
+        admin::ASYNC_EVENT,
+        admin::KEEP_ALIVE,
+        admin::FENCE,
+    ] {
+        put_u32(page, usize::from(opcode) * 4, 1);
+    }
+    for opcode in [nvm::FLUSH, nvm::READ, nvm::COMPARE] {
+        put_u32(page, 1024 + usize::from(opcode) * 4, 1);
+    }
+    for opcode in [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET].iter().filter(|_| !read_only) {
+        put_u32(page, 1024 + usize::from(*opcode) * 4, 0b11);
+    }
 }
 
 #[cfg(test)]
@@ -349,6 +390,7 @@ mod tests {
             max_transfer: 5,
             max_commands: 128,
             read_only: false,
+            is_discovery: false,
         };
         let mut page = [0xff; IDENTIFY_BYTES];
         controller(&mut page, &said);

@@ -21,6 +21,7 @@ mod assembly;
 mod bytes;
 pub mod capsule;
 mod digest;
+pub mod discovery;
 pub mod fabrics;
 mod fault;
 pub mod fence;

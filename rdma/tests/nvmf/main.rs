@@ -1,6 +1,7 @@
 //! Both engines against each other, against a recorded Linux session, and against hostile peers.
 
 mod bad_targets;
+mod capture;
 mod ends;
 mod fencing;
 mod golden;

@@ -4,9 +4,10 @@ use crate::ends::{Controller, names, subsystem};
 use outboard_rdma::nvmf::capsule::{
     ALL_NAMESPACES, Cqe, Sgl, Sqe, StatusCode, admin, feature, nvm,
 };
+use outboard_rdma::nvmf::discovery::{DISCOVERY_NQN, Entry, parse_header};
 use outboard_rdma::nvmf::fabrics::{
-    ANY_CONTROLLER, CONNECT_BYTES, Connect, ConnectData, configuration, property, property_get,
-    property_set,
+    ANY_CONTROLLER, CONNECT_BYTES, Connect, ConnectData, configuration, fctype, property,
+    property_get, property_set,
 };
 use outboard_rdma::nvmf::identify::cns;
 use outboard_rdma::nvmf::pdu::{self, Body, Common, Format, Header, Init, Kind, Transfer};
@@ -228,7 +229,9 @@ fn admin_commands_end_with_their_status() {
     let log = admin::GET_LOG_PAGE;
     assert_eq!(ask(log, ALL_NAMESPACES, 512, 0x007f_0002, 0).0, ok);
     assert_eq!(ask(log, 0, 4096, 0x03ff_0001, 0).0, ok);
-    assert_eq!(ask(log, 0, 4100, 0x0400_0001, 0).0, StatusCode::INVALID_FIELD);
+    // What is behind a page's end is zeros, as far as our memory goes.
+    assert_eq!(ask(log, 0, 8192, 0x07ff_0001, 0).0, ok);
+    assert_eq!(ask(log, 0, 8196, 0x0800_0001, 0).0, StatusCode::INVALID_FIELD);
     assert_eq!(ask(log, 0, 1024, 0x00ff_0070, 0).0, StatusCode::INVALID_LOG_PAGE);
 }
 
@@ -474,4 +477,130 @@ fn data_is_aligned_as_the_host_asked() {
     let (header, data) = &answers[0];
     assert_eq!((header.common.data_offset, header.common.flags), (128, pdu::LAST | pdu::SUCCESS));
     assert_eq!((answers.len(), data), (1, &vec![3; 1024]));
+}
+
+#[test]
+fn a_queue_is_disconnected_after_what_came_before() {
+    let mut subsystem = subsystem(BLOCKS, LIMITS);
+    let (mut raw, mut admin) = io(&mut subsystem);
+    let disconnect = Sqe::new(admin::FABRICS, 9, u32::from(fctype::DISCONNECT));
+    let mut other_format = disconnect;
+    other_format.set_cdw(10, 1);
+    let cqe = raw.command(other_format, &[], &mut subsystem);
+    assert_eq!(refused(cqe).0, StatusCode::CONNECT_FORMAT);
+    let mut bytes = [0; pdu::MAX_HEADER_BYTES];
+    let read = range(nvm::READ, 1, 0, 1);
+    for sqe in [read, disconnect] {
+        let len = Header::command(sqe, 0, Format::PLAIN).emit(&mut bytes);
+        raw.end.receive(0, &bytes[..len], &mut subsystem).unwrap();
+    }
+    assert!(raw.end.transmit(usize::MAX).is_empty() && !raw.end.target.is_disconnected());
+    raw.end.run(0, &mut raw.disk);
+    let answers = split(&raw.end.transmit(usize::MAX));
+    let cids = answers.iter().filter_map(|(header, _)| match header.body {
+        Body::Response(cqe) => Some(cqe.cid),
+        _ => None,
+    });
+    assert_eq!(cids.collect::<Vec<_>>(), [1]);
+    // The answer follows once the read's slot is free.
+    let answers = split(&raw.end.transmit(usize::MAX));
+    assert!(matches!(answers[0].0.body, Body::Response(cqe) if cqe.cid == 9));
+    assert!(raw.end.target.is_disconnected() && !raw.end.target.has_output());
+    let cqe = admin.command(disconnect, &[], &mut subsystem);
+    assert_eq!(refused(cqe).0, StatusCode::INVALID_QUEUE_TYPE);
+}
+
+#[test]
+fn discovery_has_its_log_and_nothing_else() {
+    let mut subsystem = subsystem(BLOCKS, LIMITS);
+    let entry = |name, address: &str| Entry {
+        subsystem: Nqn::from(name).unwrap(),
+        address: address.parse().unwrap(),
+    };
+    subsystem.list_others(vec![
+        entry("nqn.six", "[2001:db8::1]:4420"),
+        entry("nqn.other", "192.0.2.1:4421"),
+        entry("nqn.any", "0.0.0.0:4422"),
+    ]);
+    let mut raw = Raw::new(&mut subsystem);
+    raw.end.target.set_local("192.0.2.1:4420".parse().unwrap());
+    let discovery =
+        ConnectData { subsystem: Nqn::from(DISCOVERY_NQN).unwrap(), ..names(ANY_CONTROLLER) };
+    let cqe = raw.connect(connect(0, 31), &discovery, &mut subsystem);
+    assert!(cqe.status.is_success());
+    let id = cqe.result as u16;
+    let enable = configuration::ENABLE | configuration::ENTRY_SIZES;
+    raw.command(property_set(property::CONFIGURATION, enable), &[], &mut subsystem);
+    let sqe = |opcode, bytes, cdw10: u32, offset: u32| {
+        let mut sqe = Sqe::new(opcode, 7, 0);
+        sqe.set_sgl(Sgl::Transport { len: bytes });
+        sqe.set_cdw(10, cdw10);
+        sqe.set_cdw(12, offset);
+        sqe
+    };
+    let log =
+        |bytes: u32, offset| sqe(admin::GET_LOG_PAGE, bytes, (bytes / 4 - 1) << 16 | 0x70, offset);
+    let header = Header::command(log(4096, 0), 0, Format::PLAIN);
+    let (_, data) = raw.send(&header, &[], &mut subsystem).swap_remove(0);
+    let mut records = data.chunks_exact(1024).map(|record| record.first_chunk().unwrap());
+    assert_eq!(parse_header(records.next().unwrap()), Some((2, 3)));
+    let listed: Vec<_> = records.filter_map(Entry::parse).collect();
+    let expected = [
+        entry(crate::ends::NQN, "192.0.2.1:4420"),
+        entry("nqn.other", "192.0.2.1:4421"),
+        entry("nqn.any", "192.0.2.1:4422"),
+    ];
+    assert_eq!(listed, expected);
+    for (sqe, expected) in [
+        (log(8192, 0), StatusCode::SUCCESS),
+        (log(8196, 0), StatusCode::INVALID_FIELD),
+        (log(4, 4092), StatusCode::SUCCESS),
+        (log(4, 4096), StatusCode::INVALID_FIELD),
+        (sqe(admin::GET_LOG_PAGE, 512, 0x007f_0002, 0), StatusCode::INVALID_LOG_PAGE),
+        (sqe(admin::IDENTIFY, 4096, u32::from(cns::CONTROLLER), 0), StatusCode::SUCCESS),
+        (sqe(admin::IDENTIFY, 4096, u32::from(cns::NAMESPACE_LIST), 0), StatusCode::INVALID_FIELD),
+        (sqe(admin::SET_FEATURES, 0, u32::from(feature::QUEUES), 0), StatusCode::INVALID_FIELD),
+        (sqe(admin::SET_FEATURES, 0, u32::from(feature::KEEP_ALIVE), 0), StatusCode::SUCCESS),
+        (sqe(admin::FENCE, 0, 0, 0), StatusCode::INVALID_OPCODE),
+    ] {
+        let cqe = raw.command(sqe, &[], &mut subsystem);
+        assert_eq!(cqe.status.plain(), expected, "{sqe:?}");
+    }
+    for data in [names(id), ConnectData { controller: id, ..discovery }] {
+        let mut io = Raw::new(&mut subsystem);
+        let cqe = io.connect(connect(1, DEPTH), &data, &mut subsystem);
+        assert_eq!(refused(cqe), (StatusCode::CONNECT_PARAMETER, 0x1_0010));
+    }
+}
+
+#[test]
+fn features_are_kept_as_far_as_they_are_known() {
+    let mut subsystem = subsystem(BLOCKS, LIMITS);
+    let (mut raw, _) = ready(&mut subsystem, 1);
+    let mut ask = |opcode, cdw10: u32, cdw11: u32| {
+        let mut sqe = Sqe::new(opcode, 7, 0);
+        sqe.set_cdw(10, cdw10);
+        sqe.set_cdw(11, cdw11);
+        let cqe = raw.command(sqe, &[], &mut subsystem);
+        (cqe.status.plain(), cqe.result)
+    };
+    let (get, set, ok) = (admin::GET_FEATURES, admin::SET_FEATURES, StatusCode::SUCCESS);
+    for id in [
+        feature::ARBITRATION,
+        feature::TEMPERATURE,
+        feature::ERROR_RECOVERY,
+        feature::WRITE_ATOMICITY,
+        feature::ASYNC_EVENTS,
+    ] {
+        assert_eq!(ask(set, id.into(), 0x123), (ok, 0));
+        assert_eq!(ask(get, id.into(), 0), (ok, 0x123));
+        // Saving, and any but the current value.
+        assert_eq!(ask(set, 1 << 31 | u32::from(id), 1).0, StatusCode::FEATURE_NOT_SAVEABLE);
+        assert_eq!(ask(get, 1 << 8 | u32::from(id), 0).0, StatusCode::INVALID_FIELD);
+    }
+    assert_eq!(ask(set, feature::POWER.into(), 0), (ok, 0));
+    assert_eq!(ask(set, feature::POWER.into(), 1).0, StatusCode::INVALID_FIELD);
+    let unwritten = 1 << 16;
+    assert_eq!(ask(set, feature::ERROR_RECOVERY.into(), unwritten).0, StatusCode::INVALID_FIELD);
+    assert_eq!(ask(set, feature::HOST_ID.into(), 1).0, StatusCode::COMMAND_SEQUENCE);
 }

@@ -129,12 +129,20 @@ impl Connection {
         self.target.fault().is_some()
     }
 
+    /// Whether the host has disconnected its queue and has the answer.
+    pub fn is_disconnected(&self) -> bool {
+        self.target.is_disconnected()
+    }
+
     pub fn has_output(&self) -> bool {
         self.target.has_output()
     }
 
     pub fn open(&mut self, now_ns: u64, socket: TcpStream) {
         self.target.reset();
+        if let Ok(local) = socket.local_addr() {
+            self.target.set_local(local);
+        }
         self.staged = 0..0;
         self.interest = Interest::INPUT;
         self.active_ns = now_ns;

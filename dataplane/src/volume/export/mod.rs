@@ -23,12 +23,12 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use outboard_dma::{EventFd, FreeList};
 use outboard_rdma::nvmf::identify::{Identity, Namespace};
 use outboard_rdma::nvmf::target::{Limits, Subsystem};
-use outboard_rdma::nvmf::{Nqn, StatusCode};
+use outboard_rdma::nvmf::{Digests, Nqn, StatusCode, discovery};
 use pool::Pool;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use std::collections::VecDeque;
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -252,6 +252,20 @@ impl Export {
         moved
     }
 
+    /// Lists these subsystems, by name and address, beside this one to hosts that ask for
+    /// discovery; names that are none are left out.
+    pub fn list_others<'a>(&mut self, others: impl IntoIterator<Item = (&'a str, SocketAddr)>) {
+        let entry = |(name, address)| {
+            Nqn::from(name).ok().map(|subsystem| discovery::Entry { subsystem, address })
+        };
+        self.subsystem.list_others(others.into_iter().filter_map(entry).collect());
+    }
+
+    /// Refuses hosts that do not ask for at least these digests.
+    pub fn require_digests(&mut self, digests: Digests) {
+        self.subsystem.require_digests(digests);
+    }
+
     /// Takes the outcome of an I/O that this export submitted.
     pub fn complete(&mut self, done: Done) {
         let (index, slot) = (done.tag.slot / self.slots, done.tag.slot % self.slots);
@@ -286,6 +300,7 @@ impl Export {
             match outcome {
                 Err(end) => self.close(index, end),
                 Ok(()) if is_over => self.close(index, End::Fault),
+                Ok(()) if connection.is_disconnected() => self.close(index, End::Closed),
                 Ok(()) => {}
             }
         }

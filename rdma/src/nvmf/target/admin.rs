@@ -1,19 +1,19 @@
 //! Fabrics and admin commands, which the engine answers itself (Fabrics 3; Base 5).
 
-use super::subsystem::{Fenced, MAX_IO_QUEUES, Member};
-use super::{Phase, Subsystem, Target};
-use crate::nvmf::capsule::{Sgl, Sqe, StatusCode, admin as opcode, feature};
+use super::subsystem::{Fenced, Member};
+use super::{Answer, PAGE_BYTES, Phase, Subsystem, Target, features};
+use crate::nvmf::Nqn;
+use crate::nvmf::capsule::{ALL_NAMESPACES, Sgl, Sqe, StatusCode, admin as opcode, feature};
+use crate::nvmf::discovery::{self, DISCOVERY_NQN};
 use crate::nvmf::fabrics::{
     ANY_CONTROLLER, BadParameter, CONNECT_BYTES, Connect, ConnectData, fctype, property,
     property_of, property_value,
 };
 use crate::nvmf::fence::Fence;
-use crate::nvmf::identify::{self, ASYNC_EVENTS, IDENTIFY_BYTES, Said, VERSION, cns};
+use crate::nvmf::identify::{self, ASYNC_EVENTS, IDENTIFY_BYTES, Said, VERSION, cns, log};
 use crate::nvmf::outbox::Entry;
 use crate::nvmf::pdu::{self, Header, Kind, Transfer};
-
-/// How a command ends and its result; the error of a command that fails without a result.
-type Answer = Result<u64, StatusCode>;
+use std::net::SocketAddr;
 
 impl Target {
     /// Connect with all of its data, in the page.
@@ -40,7 +40,8 @@ impl Target {
         let mut bytes = [0; CONNECT_BYTES];
         bytes.copy_from_slice(&self.page[..CONNECT_BYTES]);
         let data = ConnectData::parse(&bytes).map_err(bad)?;
-        if data.subsystem != subsystem.nqn {
+        let is_discovery = &*data.subsystem == DISCOVERY_NQN;
+        if data.subsystem != subsystem.nqn && !is_discovery {
             return Err(bad(BadParameter::SUBSYSTEM));
         }
         let is_admin = connect.queue == 0;
@@ -50,7 +51,7 @@ impl Target {
             return Err(bad(BadParameter::QUEUE_SIZE));
         }
         let member = if is_admin {
-            admit(now_ns, &connect, &data, subsystem)?
+            admit(now_ns, &connect, &data, is_discovery, subsystem)?
         } else {
             join(&connect, &data, subsystem)?
         };
@@ -89,9 +90,12 @@ impl Target {
             opcode::FABRICS => fabrics(sqe, member, subsystem),
             _ if !is_ready => Err(StatusCode::COMMAND_SEQUENCE),
             opcode::IDENTIFY => return self.identify(sqe, member, subsystem),
-            opcode::GET_LOG_PAGE => return self.log_page(sqe),
-            opcode::SET_FEATURES => set_feature(sqe, member, subsystem),
-            opcode::GET_FEATURES => get_feature(sqe, member, subsystem),
+            opcode::GET_LOG_PAGE => return self.log_page(sqe, member, subsystem),
+            opcode::SET_FEATURES => features::set(sqe, member, subsystem),
+            opcode::GET_FEATURES if sqe.cdw(10) as u8 == feature::HOST_ID => {
+                return self.host_id(sqe, member, subsystem);
+            }
+            opcode::GET_FEATURES => features::get(sqe, member, subsystem),
             opcode::KEEP_ALIVE => Ok(0),
             // Bit 0: the command was not aborted. It will end by itself (Base 5.1).
             opcode::ABORT => Ok(1),
@@ -100,7 +104,7 @@ impl Target {
                 return None;
             }
             opcode::ASYNC_EVENT => Err(StatusCode::ASYNC_EVENT_LIMIT),
-            opcode::FENCE => match self.fence(sqe, member, subsystem) {
+            opcode::FENCE if !controller.is_discovery => match self.fence(sqe, member, subsystem) {
                 Ok(Fenced::Now { epoch }) => Ok(epoch),
                 Ok(Fenced::Later { .. }) => return None,
                 Err(error) => Err(error),
@@ -146,14 +150,24 @@ impl Target {
         &mut self,
         sqe: &Sqe,
         member: Member,
-        subsystem: &Subsystem,
+        subsystem: &mut Subsystem,
     ) -> Option<(StatusCode, u64)> {
-        let which = sqe.cdw(10) as u8;
+        let fail = |status: StatusCode| Some((status.do_not_retry(), 0));
+        let is_discovery = subsystem.controller(member).is_some_and(|it| it.is_discovery);
+        let (which, set) = (sqe.cdw(10) as u8, sqe.cdw(11) >> 24);
         let namespace = &subsystem.namespace;
-        let is_namespaced = matches!(which, cns::NAMESPACE | cns::DESCRIPTORS);
-        if is_namespaced && sqe.nsid() != 1 {
-            return Some((StatusCode::INVALID_NAMESPACE.do_not_retry(), 0));
+        let is_named = matches!(which, cns::NAMESPACE | cns::DESCRIPTORS);
+        let is_list = which == cns::NAMESPACE_LIST;
+        // Command set 0 is NVM, the only one.
+        let is_other_set = which == cns::CONTROLLER_NVM && set != 0;
+        if is_other_set || is_discovery && which != cns::CONTROLLER {
+            return fail(StatusCode::INVALID_FIELD);
         }
+        // A list is of those behind an identifier, which the last two values have nothing behind.
+        if is_named && sqe.nsid() != 1 || is_list && sqe.nsid() >= ALL_NAMESPACES - 1 {
+            return fail(StatusCode::INVALID_NAMESPACE);
+        }
+        let discovery = Nqn::from(DISCOVERY_NQN).unwrap_or_default();
         let page = &mut self.page[..IDENTIFY_BYTES];
         match which {
             cns::NAMESPACE => namespace.emit(page),
@@ -161,36 +175,82 @@ impl Target {
                 page,
                 &Said {
                     id: member.id(),
-                    nqn: &subsystem.nqn,
+                    nqn: if is_discovery { &discovery } else { &subsystem.nqn },
                     serial: &subsystem.serial,
-                    max_transfer: subsystem.limits.max_transfer(),
+                    max_transfer: match is_discovery {
+                        true => (PAGE_BYTES / IDENTIFY_BYTES).trailing_zeros() as u8,
+                        false => subsystem.limits.max_transfer(),
+                    },
                     max_commands: subsystem.limits.depth,
                     read_only: namespace.read_only,
+                    is_discovery,
                 },
             ),
             cns::NAMESPACE_LIST => identify::namespace_list(page, sqe.nsid()),
             cns::DESCRIPTORS => namespace.identity.emit(page),
-            // Command set 0, NVM: no limits of its own (NVM 4.1.5.3).
-            cns::CONTROLLER_NVM if sqe.cdw(11) >> 24 == 0 => page.fill(0),
-            _ => return Some((StatusCode::INVALID_FIELD.do_not_retry(), 0)),
+            // No limits of its own (NVM 4.1.5.3).
+            cns::CONTROLLER_NVM => page.fill(0),
+            _ => return fail(StatusCode::INVALID_FIELD),
         }
         self.send_page(sqe, IDENTIFY_BYTES as u32)
     }
 
-    fn log_page(&mut self, sqe: &Sqe) -> Option<(StatusCode, u64)> {
+    fn log_page(
+        &mut self,
+        sqe: &Sqe,
+        member: Member,
+        subsystem: &mut Subsystem,
+    ) -> Option<(StatusCode, u64)> {
+        let fail = |status: StatusCode| Some((status.do_not_retry(), 0));
+        let is_discovery = subsystem.controller(member).is_some_and(|it| it.is_discovery);
         let dwords = u64::from(sqe.cdw(10) >> 16) | u64::from(sqe.cdw(11) & 0xffff) << 16;
         let bytes = (dwords + 1) * 4;
         let offset = u64::from(sqe.cdw(12)) | u64::from(sqe.cdw(13)) << 32;
-        if !identify::log_page(&mut self.page, sqe.cdw(10) as u8) {
-            return Some((StatusCode::INVALID_LOG_PAGE.do_not_retry(), 0));
+        let id = sqe.cdw(10) as u8;
+        let read_only = subsystem.namespace.read_only;
+        let page = &mut self.page[..PAGE_BYTES];
+        let log_bytes = match (is_discovery, id) {
+            (true, log::DISCOVERY) => u64::MAX,
+            (true, _) => return fail(StatusCode::INVALID_LOG_PAGE),
+            (false, id) => match identify::log_page(page, id, read_only) {
+                Some(bytes) => bytes,
+                None => return fail(StatusCode::INVALID_LOG_PAGE),
+            },
+        };
+        if bytes > PAGE_BYTES as u64 || offset >= log_bytes || !offset.is_multiple_of(4) {
+            return fail(StatusCode::INVALID_FIELD);
         }
-        let len = IDENTIFY_BYTES as u64;
-        if bytes > len || offset > len - bytes || !offset.is_multiple_of(4) {
+        let len = bytes as usize;
+        if is_discovery {
+            let listed = listed(subsystem, self.local);
+            if !discovery::log(subsystem.generation, listed, offset, &mut page[..len]) {
+                return fail(StatusCode::INVALID_FIELD);
+            }
+        } else {
+            // What is asked for behind the log's end is zeros.
+            page.copy_within(offset as usize.., 0);
+            page[PAGE_BYTES - offset as usize..].fill(0);
+        }
+        self.send_page(sqe, bytes as u32)
+    }
+
+    /// Get Features, Host Identifier: as Connect said, 16 bytes (Base 5.27.1.25).
+    fn host_id(
+        &mut self,
+        sqe: &Sqe,
+        member: Member,
+        subsystem: &mut Subsystem,
+    ) -> Option<(StatusCode, u64)> {
+        let Some(controller) = subsystem.controller(member) else {
+            return Some((StatusCode::COMMAND_SEQUENCE.do_not_retry(), 0));
+        };
+        let is_current = sqe.cdw(10) >> 8 & 7 == 0;
+        let is_extended = sqe.cdw(11) & 1 == 1;
+        if !is_current || !is_extended || controller.is_discovery {
             return Some((StatusCode::INVALID_FIELD.do_not_retry(), 0));
         }
-        let (offset, bytes) = (offset as usize, bytes as usize);
-        self.page.copy_within(offset..offset + bytes, 0);
-        self.send_page(sqe, bytes as u32)
+        self.page[..16].copy_from_slice(&controller.host_id);
+        self.send_page(sqe, 16)
     }
 
     /// Queues the page's first `bytes` and the response behind them.
@@ -213,13 +273,14 @@ fn admit(
     now_ns: u64,
     connect: &Connect,
     data: &ConnectData,
+    is_discovery: bool,
     subsystem: &mut Subsystem,
 ) -> Result<Member, (StatusCode, Option<BadParameter>)> {
     if data.controller != ANY_CONTROLLER {
         return Err((StatusCode::CONNECT_PARAMETER, Some(BadParameter::CONTROLLER)));
     }
     subsystem
-        .admit(now_ns, data.host_id, data.host, connect.keep_alive_ms)
+        .admit(now_ns, data.host_id, data.host, connect.keep_alive_ms, is_discovery)
         .ok_or((StatusCode::CONNECT_BUSY, None))
 }
 
@@ -232,6 +293,10 @@ fn join(
     let bad = |bad| (StatusCode::CONNECT_PARAMETER, Some(bad));
     let member = subsystem.member(data.controller).ok_or(bad(BadParameter::CONTROLLER))?;
     let controller = subsystem.controller(member).ok_or(bad(BadParameter::CONTROLLER))?;
+    // Discovery has no I/O queues.
+    if controller.is_discovery || &*data.subsystem == DISCOVERY_NQN {
+        return Err(bad(BadParameter::CONTROLLER));
+    }
     if controller.host_id != data.host_id || controller.host != data.host {
         return Err((StatusCode::CONNECT_HOST, None));
     }
@@ -270,53 +335,19 @@ fn fabrics(sqe: &Sqe, member: Member, subsystem: &mut Subsystem) -> Answer {
         }
         fctype::PROPERTY_SET => Err(StatusCode::INVALID_FIELD),
         fctype::CONNECT => Err(StatusCode::COMMAND_SEQUENCE),
+        // An admin queue ends with its connection (Fabrics 3.2).
+        fctype::DISCONNECT => Err(StatusCode::INVALID_QUEUE_TYPE),
         _ => Err(StatusCode::INVALID_OPCODE),
     }
 }
 
-fn set_feature(sqe: &Sqe, member: Member, subsystem: &mut Subsystem) -> Answer {
-    let controller = subsystem.controller(member).ok_or(StatusCode::COMMAND_SEQUENCE)?;
-    let value = sqe.cdw(11);
-    match sqe.cdw(10) as u8 {
-        feature::QUEUES => {
-            // 0-based counts of submission (low half) and completion queues; ffffh is not one.
-            let asked = (value as u16).min((value >> 16) as u16);
-            if value as u16 == u16::MAX || (value >> 16) as u16 == u16::MAX {
-                return Err(StatusCode::INVALID_FIELD);
-            }
-            // Once granted it stays: the host has its queues (Base 5.27.1.5).
-            if controller.queues != 0 {
-                return Err(StatusCode::COMMAND_SEQUENCE);
-            }
-            controller.granted = asked.saturating_add(1).min(MAX_IO_QUEUES);
-            Ok(queues(controller.granted))
-        }
-        feature::KEEP_ALIVE => {
-            controller.keep_alive_ms = value;
-            Ok(0)
-        }
-        // No event is ever sent: any choice of events is kept.
-        feature::ASYNC_EVENTS => Ok(0),
-        feature::WRITE_CACHE if value & 1 == 1 => Ok(0),
-        feature::WRITE_CACHE => Err(StatusCode::FEATURE_FIXED),
-        _ => Err(StatusCode::INVALID_FIELD),
-    }
-}
-
-fn get_feature(sqe: &Sqe, member: Member, subsystem: &mut Subsystem) -> Answer {
-    let has_cache = !subsystem.namespace.read_only;
-    let controller = subsystem.controller(member).ok_or(StatusCode::COMMAND_SEQUENCE)?;
-    match sqe.cdw(10) as u8 {
-        feature::QUEUES => Ok(queues(controller.granted.max(1))),
-        feature::KEEP_ALIVE => Ok(u64::from(controller.keep_alive_ms)),
-        feature::ASYNC_EVENTS => Ok(0),
-        feature::WRITE_CACHE => Ok(u64::from(has_cache)),
-        _ => Err(StatusCode::INVALID_FIELD),
-    }
-}
-
-/// Both counts of a Number of Queues answer, 0-based.
-fn queues(granted: u16) -> u64 {
-    let count = u64::from(granted - 1);
-    count | count << 16
+/// The subsystems that discovery lists to a host that has connected to `local`: this one first.
+fn listed(
+    subsystem: &Subsystem,
+    local: Option<SocketAddr>,
+) -> impl Iterator<Item = discovery::Entry> + Clone + '_ {
+    let here = local.map(|address| discovery::Entry { subsystem: subsystem.nqn, address });
+    here.into_iter()
+        .chain(subsystem.others.iter().copied())
+        .filter_map(move |entry| entry.seen_from(local?))
 }

@@ -16,8 +16,10 @@
 //! ends what is stale, and then says [`Target::finish_fence`].
 
 mod admin;
+mod features;
 mod io;
 mod ranges;
+mod receive;
 mod subsystem;
 
 pub use ranges::MAX_RANGES;
@@ -36,7 +38,11 @@ use super::pdu::{
 };
 use super::{Fault, Op, Want};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use subsystem::Member;
+
+/// How a command of the admin queue ends: its result, or its error.
+type Answer = Result<u64, StatusCode>;
 
 /// Responses that belong to no slot (errors, admin commands) and may wait to be sent; the host's
 /// next commands are not taken while so many do.
@@ -168,6 +174,8 @@ enum Phase {
     Initialized,
     /// The queue of a controller.
     Connected,
+    /// The host has disconnected the queue.
+    Disconnected,
     Failed(Fault),
 }
 
@@ -204,11 +212,17 @@ pub struct Target {
     listing: Option<u16>,
     /// A Fence command that waits for its answer.
     fencing: Option<u16>,
+    /// Where the host has connected to.
+    local: Option<SocketAddr>,
+    /// A Disconnect command that waits for those before it.
+    disconnecting: Option<u16>,
     page: Box<[u8]>,
 }
 
+/// Bytes of an admin command's data at most: two units of MDTS, its least value but one.
+const PAGE_BYTES: usize = 2 * IDENTIFY_BYTES;
 /// Room in the page for the header that a TermReq repeats.
-const TERM_AT: usize = IDENTIFY_BYTES;
+const TERM_AT: usize = PAGE_BYTES;
 
 impl Target {
     /// A connection that nothing has come from yet. `depth` is that of the subsystem's limits.
@@ -240,7 +254,9 @@ impl Target {
             connect: Sqe([0; 64]),
             listing: None,
             fencing: None,
-            page: vec![0; IDENTIFY_BYTES + TERM_DATA_BYTES].into_boxed_slice(),
+            local: None,
+            disconnecting: None,
+            page: vec![0; PAGE_BYTES + TERM_DATA_BYTES].into_boxed_slice(),
         }
     }
 
@@ -265,6 +281,12 @@ impl Target {
         self.asking = 0;
         self.ready.clear();
         (self.listing, self.fencing) = (None, None);
+        (self.local, self.disconnecting) = (None, None);
+    }
+
+    /// The host has connected to this address; discovery lists what can be reached there.
+    pub fn set_local(&mut self, local: SocketAddr) {
+        self.local = Some(local);
     }
 
     /// Slots: numbers below this name commands.
@@ -280,6 +302,11 @@ impl Target {
     /// Whether this is a connected admin queue.
     pub fn is_admin(&self) -> bool {
         self.is_connected() && self.queue == 0
+    }
+
+    /// Whether the host has disconnected the queue and was answered: close the connection.
+    pub fn is_disconnected(&self) -> bool {
+        self.phase == Phase::Disconnected && !self.has_output()
     }
 
     /// What ended the connection, if a violation did; when the output is sent, close it.
@@ -462,6 +489,7 @@ impl Target {
             state.stage = Stage::Free;
             self.free.push(slot);
             release(slot);
+            self.try_disconnect();
         } else {
             state.is_asking = false;
         }
@@ -470,7 +498,7 @@ impl Target {
     /// Where the next received bytes belong.
     #[inline]
     pub fn wants(&self) -> Want {
-        if matches!(self.phase, Phase::Failed(_)) {
+        if matches!(self.phase, Phase::Failed(_) | Phase::Disconnected) {
             return Want::Nothing;
         }
         match self.incoming {
@@ -501,150 +529,6 @@ impl Target {
         match self.phase {
             Phase::Failed(fault) => Err(fault),
             _ => Ok(at),
-        }
-    }
-
-    /// `bytes` of the data that [`wants`](Self::wants) named are in place.
-    ///
-    /// # Panics
-    /// When data digests were agreed upon: use [`placed_copy`](Self::placed_copy).
-    pub fn placed(&mut self, bytes: u32, subsystem: &Subsystem) {
-        assert!(!self.has_data_digest(), "data with a digest is shown");
-        self.advance(bytes, subsystem);
-    }
-
-    /// The data that [`wants`](Self::wants) named began with `data`, which is in place.
-    pub fn placed_copy(&mut self, data: &[u8], subsystem: &Subsystem) {
-        if self.has_data_digest() {
-            self.check.data(data);
-        }
-        self.advance(data.len() as u32, subsystem);
-    }
-
-    fn advance(&mut self, bytes: u32, subsystem: &Subsystem) {
-        let Incoming::Data { slot, left } = &mut self.incoming else { return };
-        debug_assert!(bytes <= *left);
-        *left -= bytes;
-        let (slot, left) = (*slot, *left);
-        self.slots[usize::from(slot)].received += bytes;
-        if left > 0 {
-            return;
-        }
-        if self.has_data_digest() {
-            self.incoming = Incoming::Digest { slot: Some(slot) };
-        } else {
-            self.incoming = Incoming::Header;
-            self.go_on(slot, subsystem);
-        }
-    }
-
-    /// The data of a PDU has come: the command is ready, or more is asked for.
-    fn go_on(&mut self, slot: u16, subsystem: &Subsystem) {
-        let state = &mut self.slots[usize::from(slot)];
-        let is_whole = state.received == state.bytes;
-        if state.received < state.asked {
-            return;
-        }
-        if is_whole || state.is_corrupt {
-            self.asking -= u16::from(!state.in_capsule);
-        }
-        if state.is_corrupt {
-            // The host sends no more of it: nothing is outstanding (TCP 3.3.1.2).
-            state.stage = Stage::Responding;
-            let cid = state.cid;
-            let response = self.cqe(cid, StatusCode::TRANSIENT_TRANSPORT, 0);
-            let header = Header::response(response, self.format);
-            self.outbox.push(Entry::new(&header, Payload::None, Some(slot)));
-        } else if is_whole {
-            state.stage = Stage::Ready;
-            self.ready.push_back(slot);
-        } else {
-            self.ask(slot, subsystem.limits.r2t_bytes);
-        }
-    }
-
-    /// Takes bytes of a data digest.
-    fn digest(
-        &mut self,
-        now_ns: u64,
-        bytes: &[u8],
-        slot: Option<u16>,
-        subsystem: &mut Subsystem,
-    ) -> usize {
-        let (used, matches) = self.check.take(bytes);
-        let Some(matches) = matches else { return used };
-        self.incoming = Incoming::Header;
-        self.digest_errors += u32::from(!matches);
-        match slot {
-            Some(slot) => {
-                let state = &mut self.slots[usize::from(slot)];
-                state.is_corrupt |= !matches;
-                match state.op {
-                    Op::Discard => self.begin_list(slot, subsystem),
-                    _ => self.go_on(slot, subsystem),
-                }
-            }
-            None if matches => self.finish_connect(now_ns, subsystem),
-            None => self.respond(self.connect.cid(), StatusCode::TRANSIENT_TRANSPORT, 0),
-        }
-        used
-    }
-
-    fn step(
-        &mut self,
-        now_ns: u64,
-        bytes: &[u8],
-        subsystem: &mut Subsystem,
-    ) -> Result<usize, Fault> {
-        if self.pad > 0 {
-            let used = bytes.len().min(self.pad as usize);
-            self.pad -= used as u32;
-            return Ok(used);
-        }
-        match &mut self.incoming {
-            Incoming::Header => {
-                let (used, header) = self.assembly.take(bytes);
-                if let Some(header) = header? {
-                    self.dispatch(now_ns, &header, subsystem)?;
-                }
-                Ok(used)
-            }
-            Incoming::Discard { left } => {
-                let used = bytes.len().min(*left as usize);
-                *left -= used as u32;
-                if *left == 0 {
-                    self.incoming = Incoming::Header;
-                }
-                Ok(used)
-            }
-            Incoming::Connect { at } => {
-                let start = *at as usize;
-                let used = bytes.len().min(CONNECT_BYTES - start);
-                self.page[start..start + used].copy_from_slice(&bytes[..used]);
-                *at += used as u32;
-                let is_whole = start + used == CONNECT_BYTES;
-                if self.has_data_digest() {
-                    self.check.data(&bytes[..used]);
-                    if is_whole {
-                        self.incoming = Incoming::Digest { slot: None };
-                    }
-                } else if is_whole {
-                    self.incoming = Incoming::Header;
-                    self.finish_connect(now_ns, subsystem);
-                }
-                Ok(used)
-            }
-            Incoming::Ranges { slot, left } => {
-                let (slot, left) = (*slot, *left);
-                let used = bytes.len().min(left as usize);
-                self.list(&bytes[..used], slot, left, subsystem);
-                Ok(used)
-            }
-            Incoming::Digest { slot } => {
-                let slot = *slot;
-                Ok(self.digest(now_ns, bytes, slot, subsystem))
-            }
-            Incoming::Data { .. } => Ok(0),
         }
     }
 
@@ -716,9 +600,10 @@ impl Target {
                 self.discard(in_capsule);
                 self.admin(now_ns, sqe, subsystem)
             }
+            _ if self.disconnecting.is_some() => return Err(Fault::PduSequence),
             _ if sqe.opcode() == opcode::FABRICS => {
                 self.discard(in_capsule);
-                Some((self.unexpected_fabrics(sqe), 0))
+                self.io_fabrics(sqe).map(|status| (status.do_not_retry(), 0))
             }
             _ => self.io(sqe, in_capsule, subsystem)?.map(|status| (status, 0)),
         };
@@ -728,11 +613,29 @@ impl Target {
         Ok(())
     }
 
-    /// On an I/O queue: a second Connect is out of turn, anything else is of the admin queue.
-    fn unexpected_fabrics(&self, sqe: &Sqe) -> StatusCode {
+    /// On an I/O queue: Disconnect; a second Connect is out of turn, anything else is of the admin
+    /// queue. `None`: answered later.
+    fn io_fabrics(&mut self, sqe: &Sqe) -> Option<StatusCode> {
         match sqe.fctype() {
-            fctype::CONNECT => StatusCode::COMMAND_SEQUENCE.do_not_retry(),
-            _ => StatusCode::INVALID_OPCODE.do_not_retry(),
+            fctype::CONNECT => Some(StatusCode::COMMAND_SEQUENCE),
+            // Record format 0.
+            fctype::DISCONNECT if sqe.cdw(10) as u16 != 0 => Some(StatusCode::CONNECT_FORMAT),
+            fctype::DISCONNECT => {
+                self.disconnecting = Some(sqe.cid());
+                self.try_disconnect();
+                None
+            }
+            _ => Some(StatusCode::INVALID_OPCODE),
+        }
+    }
+
+    /// Answers a Disconnect once the commands before it were answered (Fabrics 3.2).
+    fn try_disconnect(&mut self) {
+        if self.free.len() == self.slots.len()
+            && let Some(cid) = self.disconnecting.take()
+        {
+            self.respond(cid, StatusCode::SUCCESS, 0);
+            self.phase = Phase::Disconnected;
         }
     }
 

@@ -3,6 +3,8 @@
 //! than its keep-alive timeout without a sign of the host.
 
 use crate::nvmf::StatusCode;
+use crate::nvmf::capsule::feature;
+use crate::nvmf::discovery;
 use crate::nvmf::fabrics::{self, Capabilities, Nqn, configuration};
 use crate::nvmf::fence::{Ask, Epochs, Fence, User};
 use crate::nvmf::identify::{KEEP_ALIVE_UNIT_100MS, Namespace};
@@ -69,6 +71,17 @@ pub(crate) enum Fenced {
 /// Users whose epochs are known, per controller that there may be.
 const USERS_PER_CONTROLLER: usize = 4;
 
+/// Features whose values are kept for the host: they change nothing here.
+pub(super) const KEPT_FEATURES: [u8; 5] = [
+    feature::ARBITRATION,
+    feature::TEMPERATURE,
+    feature::ERROR_RECOVERY,
+    feature::WRITE_ATOMICITY,
+    feature::ASYNC_EVENTS,
+];
+/// Commands are fetched without a limit per burst (111b); 343 K.
+const KEPT_DEFAULTS: [u32; KEPT_FEATURES.len()] = [7, 343, 0, 0, 0];
+
 /// A controller: one host's association.
 #[derive(Clone, Debug)]
 pub(crate) struct Controller {
@@ -90,6 +103,10 @@ pub(crate) struct Controller {
     /// Counts resets: queues of before are gone.
     pub resets: u32,
     pub async_events: u32,
+    /// It offers the discovery log, and no I/O.
+    pub is_discovery: bool,
+    /// What the host last set of the features that change nothing here: [`KEPT_FEATURES`].
+    pub kept: [u32; KEPT_FEATURES.len()],
     pub admission: Admission,
 }
 
@@ -106,6 +123,8 @@ impl Controller {
         granted: 0,
         resets: 0,
         async_events: 0,
+        is_discovery: false,
+        kept: KEPT_DEFAULTS,
         admission: Admission::Foreign,
     };
 
@@ -144,6 +163,8 @@ impl Controller {
             self.status = 0;
             self.queues = 0;
             self.granted = 0;
+            self.async_events = 0;
+            self.kept = KEPT_DEFAULTS;
             self.resets = self.resets.wrapping_add(1);
         }
         if value & configuration::SHUTDOWN != 0 {
@@ -170,6 +191,10 @@ pub struct Subsystem {
     pub(crate) namespace: Namespace,
     pub(crate) limits: Limits,
     pub(crate) required_digests: Digests,
+    /// Other subsystems that discovery lists.
+    pub(super) others: Vec<discovery::Entry>,
+    /// Counts changes of that list.
+    pub(super) generation: u64,
     controllers: Box<[Controller]>,
     next_id: u16,
     epochs: Epochs,
@@ -201,6 +226,8 @@ impl Subsystem {
             namespace,
             limits,
             required_digests: Digests::NONE,
+            others: Vec::new(),
+            generation: 1,
             controllers: vec![Controller::FREE; usize::from(limits.controllers)].into(),
             next_id: 1,
             epochs: Epochs::new(usize::from(limits.controllers) * USERS_PER_CONTROLLER, 1),
@@ -218,6 +245,13 @@ impl Subsystem {
     /// Refuses hosts that do not ask for at least these digests.
     pub fn require_digests(&mut self, digests: Digests) {
         self.required_digests = digests;
+    }
+
+    /// Lists these subsystems, beside this one, to hosts that ask for discovery: those that listen
+    /// at the address that the host has connected to.
+    pub fn list_others(&mut self, others: Vec<discovery::Entry>) {
+        self.others = others;
+        self.generation += 1;
     }
 
     /// The limits it was made with.
@@ -312,6 +346,7 @@ impl Subsystem {
         host_id: [u8; 16],
         host: Nqn,
         keep_alive_ms: u32,
+        is_discovery: bool,
     ) -> Option<Member> {
         let place = self.controllers.iter().position(|controller| controller.id == 0)?;
         // Identifiers go round, so that one that has ended is not used again soon; 0 and the
@@ -322,8 +357,15 @@ impl Subsystem {
         let id = self.next_id;
         self.next_id = self.next_id % 0xffef + 1;
         let heard_ns = now_ns;
-        self.controllers[place] =
-            Controller { id, host_id, host, keep_alive_ms, heard_ns, ..Controller::FREE };
+        self.controllers[place] = Controller {
+            id,
+            host_id,
+            host,
+            keep_alive_ms,
+            heard_ns,
+            is_discovery,
+            ..Controller::FREE
+        };
         Some(Member { place: place as u16, id, resets: 0 })
     }
 
@@ -382,17 +424,17 @@ mod tests {
     fn controllers_are_bounded_and_their_identifiers_go_round() {
         let mut subsystem = subsystem(2);
         let host = Nqn::from("nqn.h").unwrap();
-        let first = subsystem.admit(0, [0; 16], host, 0).unwrap();
-        let second = subsystem.admit(0, [0; 16], host, 0).unwrap();
+        let first = subsystem.admit(0, [0; 16], host, 0, false).unwrap();
+        let second = subsystem.admit(0, [0; 16], host, 0, false).unwrap();
         assert_eq!((first.id(), second.id()), (1, 2));
-        assert_eq!(subsystem.admit(0, [0; 16], host, 0), None);
+        assert_eq!(subsystem.admit(0, [0; 16], host, 0, false), None);
         subsystem.leave(first, 0);
         assert!(!subsystem.has(first, 0) && subsystem.has(second, 0));
         subsystem.next_id = 0xffef;
-        assert_eq!(subsystem.admit(0, [0; 16], host, 0).unwrap().id(), 0xffef);
+        assert_eq!(subsystem.admit(0, [0; 16], host, 0, false).unwrap().id(), 0xffef);
         subsystem.leave(subsystem.member(0xffef).unwrap(), 0);
         subsystem.next_id = 2;
-        assert_eq!(subsystem.admit(0, [0; 16], host, 0).unwrap().id(), 3);
+        assert_eq!(subsystem.admit(0, [0; 16], host, 0, false).unwrap().id(), 3);
         assert_eq!(subsystem.member(0), None);
     }
 
@@ -400,8 +442,8 @@ mod tests {
     fn silence_ends_a_controller_after_its_timeout_and_not_before() {
         let mut subsystem = subsystem(2);
         let host = Nqn::from("nqn.h").unwrap();
-        let member = subsystem.admit(1_000, [0; 16], host, 4_500).unwrap();
-        let quiet = subsystem.admit(1_000, [0; 16], host, 0).unwrap();
+        let member = subsystem.admit(1_000, [0; 16], host, 4_500, false).unwrap();
+        let quiet = subsystem.admit(1_000, [0; 16], host, 0, false).unwrap();
         assert_eq!(subsystem.expire(6_000_001_000), 0);
         assert_eq!(subsystem.expire(6_000_001_001), 1);
         assert!(!subsystem.has(member, 0) && subsystem.has(quiet, 0));
@@ -410,7 +452,7 @@ mod tests {
     #[test]
     fn a_reset_ends_io_queues_and_a_bad_configuration_is_fatal() {
         let mut subsystem = subsystem(1);
-        let member = subsystem.admit(0, [0; 16], Nqn::from("nqn.h").unwrap(), 0).unwrap();
+        let member = subsystem.admit(0, [0; 16], Nqn::from("nqn.h").unwrap(), 0, false).unwrap();
         let enable = configuration::ENABLE | configuration::ENTRY_SIZES;
         let controller = subsystem.controller(member).unwrap();
         controller.configure(configuration::ENABLE);
