@@ -4,6 +4,7 @@
 
 mod rig;
 
+use outboard::config::plan::SocketAccess;
 use outboard::control::vhost::VhostServer;
 use outboard::virtio::blk::BlkShape;
 use outboard::virtio::driver::{BlkDriver, BlkOptions, DriverOp, Piece};
@@ -102,7 +103,15 @@ fn a_disk_does_not_allocate_per_io() {
     let (control, inbox) = mailbox(4);
     let mut disk = Disk::new(3, "disk", 4, inbox);
     let counters = disk.counters();
-    let server = VhostServer::start("disk", &path, shape, control, Arc::new(|| {})).unwrap();
+    let server = VhostServer::start(
+        "disk",
+        &path,
+        &SocketAccess::default(),
+        shape,
+        control,
+        Arc::new(|| {}),
+    )
+    .unwrap();
     let (stop, allocations) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -122,6 +122,7 @@ impl BlockTarget for Disk {
 mod tests {
     use super::*;
     use crate::drivers::block::Mix;
+    use outboard::config::plan::SocketAccess;
     use outboard::control::vhost::VhostServer;
     use outboard::virtio::blk::BlkShape;
     use outboard::virtio::mailbox::mailbox;
@@ -150,7 +151,14 @@ mod tests {
             let (control, inbox) = mailbox(2);
             let mut disk = Backend::new(1, "disk", 2, inbox);
             let path = directory.join("disk");
-            let server = VhostServer::start("disk", &path, shape, control, Arc::new(|| {}));
+            let server = VhostServer::start(
+                "disk",
+                &path,
+                &SocketAccess::default(),
+                shape,
+                control,
+                Arc::new(|| {}),
+            );
             let stop = Arc::new(AtomicBool::new(false));
             let stopping = stop.clone();
             let mut volume = Mem::new(geometry, false).unwrap();

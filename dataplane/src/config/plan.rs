@@ -269,8 +269,21 @@ pub struct Disk {
     pub volume: u16,
     /// Path of the vhost-user socket.
     pub socket: PathBuf,
+    /// Who may use it.
+    pub access: SocketAccess,
     /// Virtqueues, 1 to 16.
     pub queues: u16,
+}
+
+/// Who may use a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// A user's name or number; `None`: the daemon's.
+    pub owner: Option<String>,
+    /// A group's name or number; `None`: the daemon's.
+    pub group: Option<String>,
+    /// Permissions, at most 0o777; `None`: 0o660.
+    pub mode: Option<u16>,
 }
 
 impl Plan {

@@ -1,6 +1,6 @@
 //! `[[volume]]`, `[[export]]`, `[[disk]]`: data, who else is served, and guests' disks.
 
-use super::plan::{Backing, Disk, Export, Volume};
+use super::plan::{Backing, Disk, Export, SocketAccess, Volume};
 use super::section::{At, Section};
 use super::top::{Claims, Names, Shared, check_worker};
 use super::value;
@@ -247,12 +247,18 @@ fn read_disks(top: &mut Section, names: &Names, shared: &mut Shared) -> Option<V
             shared.paths.claim(key, &socket.span, what, "want another path", sink);
         }
         let queues = section.optional("queues", sink, value::number(1..=DISK_QUEUES_MAX));
+        let access = SocketAccess {
+            owner: section.optional("owner", sink, value::account).map(|owner| owner.value),
+            group: section.optional("group", sink, value::account).map(|group| group.value),
+            mode: section.optional("mode", sink, value::mode).map(|mode| mode.value),
+        };
         section.finish(sink);
         let disk = name.zip(volume).zip(socket);
         disks.push(disk.map(|((name, volume), socket)| Disk {
             name: name.value,
             volume,
             socket: socket.value,
+            access,
             queues: queues.map_or(1, |queues| queues.value as u16),
         }));
     }

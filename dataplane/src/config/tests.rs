@@ -511,6 +511,23 @@ fn volumes_are_consistent() {
 }
 
 #[test]
+fn a_disk_says_who_may_connect() {
+    let disk = |lines: &str| {
+        format!("name = 'a'\n{MEM}[[disk]]\nname = 'd'\nvolume = 'm'\nsocket = '/run/d'\n{lines}\n")
+    };
+    let access = plan(&disk("owner = 'qemu'\ngroup = '107'\nmode = '0600'")).disks.remove(0).access;
+    assert_eq!((access.owner.as_deref(), access.group.as_deref()), (Some("qemu"), Some("107")));
+    assert_eq!(access.mode, Some(0o600));
+    let want = "want permissions in octal as text, such as \"0660\": at most \"0666\"";
+    for wrong in ["0777", "660", "0668", "01660", "rw"] {
+        let what = format!("`mode` of [[disk]] is \"{wrong}\"");
+        wrong_one(&disk(&format!("mode = '{wrong}'")), &what, want);
+    }
+    let want = "want a name such as \"kvm\", or a number as text";
+    wrong_one(&disk("group = 'a:b'"), "`group` of [[disk]] is \"a:b\"", want);
+}
+
+#[test]
 fn sockets_and_listeners_do_not_overlap() {
     let disk = |name: &str, path: &str| {
         format!("[[disk]]\nname = '{name}'\nvolume = 'm'\nsocket = '{path}'\n")

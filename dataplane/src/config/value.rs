@@ -122,6 +122,28 @@ pub(super) fn disk_name(value: &DeValue) -> Result<String, Wrong> {
     wrong(shown(&name), "want at most 20 characters: it is the serial that the guest reads")
 }
 
+/// Permissions of a socket as people write them, "0660": at most read and write for everybody.
+pub(super) fn mode(value: &DeValue) -> Result<u16, Wrong> {
+    let want = "want permissions in octal as text, such as \"0660\": at most \"0666\"";
+    let text = text(value, want)?;
+    let digits = text.len() == 4 && text.starts_with('0');
+    match u16::from_str_radix(text, 8) {
+        Ok(mode) if digits && mode & !0o666 == 0 => Ok(mode),
+        _ => wrong(shown(text), want),
+    }
+}
+
+/// A user's or group's name, or its number as text.
+pub(super) fn account(value: &DeValue) -> Result<String, Wrong> {
+    let want = "want a name such as \"kvm\", or a number as text";
+    let name = text(value, want)?;
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.$".contains(&byte);
+    match !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(is_legal) {
+        true => Ok(name.to_owned()),
+        false => wrong(shown(name), want),
+    }
+}
+
 /// A network interface's name, as the kernel's dev_valid_name() allows.
 pub(super) fn interface(value: &DeValue) -> Result<String, Wrong> {
     let want = "want an interface's name, such as \"eth0\": 1 to 15 bytes, no '/', ':' or space";

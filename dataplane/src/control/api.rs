@@ -12,7 +12,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
-use super::local_socket::{LocalSocket, SocketError};
+use super::local_socket::{Access, LocalSocket, SocketError};
 use super::stats::Stats;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -113,7 +113,7 @@ pub struct Bound {
 impl Bound {
     /// Binds the socket, and so refuses a second daemon before anything else is made.
     pub fn new(path: &Path) -> Result<Bound, ApiError> {
-        Ok(Bound { socket: LocalSocket::bind(path, Some(GROUP))? })
+        Ok(Bound { socket: LocalSocket::bind(path, Access::of_group_if_there(GROUP))? })
     }
 
     /// Serves it from a thread of its own.

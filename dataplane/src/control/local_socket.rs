@@ -1,8 +1,10 @@
 //! A Unix socket that others find by its path: the control socket, and one for each disk.
 //!
 //! Nobody's live socket is taken away, nobody's file is removed and no symbolic link is followed.
-//! The socket opens to its owner and its group only, and goes when it is dropped.
+//! The socket opens to its owner and its group only, unless the configuration says otherwise, and
+//! goes when it is dropped.
 
+use crate::config::plan::SocketAccess;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{Error, ErrorKind};
@@ -13,6 +15,39 @@ use std::path::{Path, PathBuf};
 /// Permissions of the directory, when it is made, and of the socket.
 const DIRECTORY_MODE: u32 = 0o750;
 const SOCKET_MODE: u32 = 0o660;
+
+/// Who may use a socket: numbers, looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Access {
+    owner: Option<u32>,
+    group: Option<u32>,
+    mode: u32,
+}
+
+impl Access {
+    /// What the configuration says of the socket at `path`; who is named must be there.
+    pub fn of(wanted: &SocketAccess, path: &Path) -> Result<Access, SocketError> {
+        let id = |file: &'static str, what: &'static str, name: &Option<String>| {
+            let Some(name) = name else { return Ok(None) };
+            let known = fs::read_to_string(file).unwrap_or_default();
+            let found = name.parse().ok().or_else(|| id_of(&known, name));
+            let unknown =
+                || SocketError::Nobody { path: path.to_owned(), what, name: name.clone() };
+            found.map(Some).ok_or_else(unknown)
+        };
+        Ok(Access {
+            owner: id("/etc/passwd", "user", &wanted.owner)?,
+            group: id("/etc/group", "group", &wanted.group)?,
+            mode: wanted.mode.map_or(SOCKET_MODE, u32::from),
+        })
+    }
+
+    /// The owner's, and that of the group `name` where this machine has it.
+    pub fn of_group_if_there(name: &str) -> Access {
+        let known = fs::read_to_string("/etc/group").unwrap_or_default();
+        Access { owner: None, group: id_of(&known, name), mode: SOCKET_MODE }
+    }
+}
 
 /// Why there is no socket at a path.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +72,20 @@ pub enum SocketError {
         .0.display()
     )]
     Directory(PathBuf),
+    /// The configuration names a user or group that this machine does not have.
+    #[error(
+        "the socket {} shall be of the {what} \"{name}\", whom neither /etc/passwd nor /etc/group \
+         knows; correct it, or give the number",
+        path.display()
+    )]
+    Nobody {
+        /// The path.
+        path: PathBuf,
+        /// User or group.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// The kernel refused something.
     #[error("cannot {what} {}: {source}", path.display())]
     System {
@@ -60,18 +109,15 @@ pub(super) struct LocalSocket {
 }
 
 impl LocalSocket {
-    /// Listens at `path`, whose directory is made if it is missing. `group`, where the machine
-    /// has it, may use the socket too.
-    pub fn bind(path: &Path, group: Option<&str>) -> Result<LocalSocket, SocketError> {
+    /// Listens at `path` for those who may; its directory is made if it is missing.
+    pub fn bind(path: &Path, access: Access) -> Result<LocalSocket, SocketError> {
         let system = |what| system(what, path);
-        let group = group
-            .and_then(|name| group_id(&fs::read_to_string("/etc/group").unwrap_or_default(), name));
         let directory = match path.parent() {
             Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
             Some(parent) => parent,
             None => return Err(SocketError::NotASocket { path: path.into(), what: "a directory" }),
         };
-        make_directory(directory, group)?;
+        make_directory(directory, access.group)?;
         // Two daemons that start at once must not both find the same stale socket: the second
         // would remove the first one's. The lock ends with the descriptor.
         let lock = fs::File::open(directory).map_err(system("open the directory of"))?;
@@ -86,10 +132,10 @@ impl LocalSocket {
         // From here on it is removed when something fails.
         let socket =
             LocalSocket { listener, path: path.to_owned(), identity: (about.dev(), about.ino()) };
-        if group.is_some() {
-            chown(path, None, group).map_err(system("set the group of"))?;
+        if access.owner.is_some() || access.group.is_some() {
+            chown(path, access.owner, access.group).map_err(system("set owner and group of"))?;
         }
-        let mode = Permissions::from_mode(SOCKET_MODE);
+        let mode = Permissions::from_mode(access.mode);
         fs::set_permissions(path, mode).map_err(system("set the mode of"))?;
         socket.listener.set_nonblocking(true).map_err(system("prepare socket"))?;
         Ok(socket)
@@ -155,9 +201,10 @@ fn clear_the_way(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// The number of a group in the text of /etc/group (group(5)).
-fn group_id(groups: &str, name: &str) -> Option<u32> {
-    groups.lines().find_map(|line| {
+/// The number of a name in the text of /etc/passwd or /etc/group (passwd(5), group(5)): the third
+/// field of either.
+fn id_of(known: &str, name: &str) -> Option<u32> {
+    known.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
     })
@@ -165,13 +212,33 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::group_id;
+    use super::*;
 
     #[test]
-    fn a_group_is_found_by_its_whole_name() {
+    fn a_name_is_found_whole() {
         let groups = "root:x:0:\noutboards:x:7:\noutboard:x:998:alice,bob\nbroken\n";
-        assert_eq!(group_id(groups, "outboard"), Some(998));
-        assert_eq!(group_id(groups, "out"), None);
-        assert_eq!(group_id("outboard:x", "outboard"), None);
+        assert_eq!(id_of(groups, "outboard"), Some(998));
+        assert_eq!(id_of(groups, "out"), None);
+        assert_eq!(id_of("outboard:x", "outboard"), None);
+        assert_eq!(id_of("nobody:x:65534:65534:nobody:/:/bin/false", "nobody"), Some(65534));
+    }
+
+    #[test]
+    fn names_and_numbers_will_do_and_strangers_are_named() {
+        let path = Path::new("/run/disk");
+        let wanted = |owner: &str, group: &str, mode| SocketAccess {
+            owner: Some(owner.into()),
+            group: Some(group.into()),
+            mode,
+        };
+        let access = Access::of(&wanted("nobody", "7", Some(0o600)), path).unwrap();
+        assert_eq!(access, Access { owner: Some(65534), group: Some(7), mode: 0o600 });
+        let error = Access::of(&wanted("0", "no such group", None), path).unwrap_err().to_string();
+        assert!(
+            error.contains("/run/disk") && error.contains("group \"no such group\""),
+            "{error}"
+        );
+        let default = Access::of(&SocketAccess::default(), path).unwrap();
+        assert_eq!(default, Access { owner: None, group: None, mode: 0o660 });
     }
 }

@@ -173,7 +173,14 @@ impl Stores {
                 read_only: geometry.read_only,
                 queues: disk.queues,
             };
-            let served = VhostServer::start(&disk.name, &disk.socket, shape, control, wake(bell));
+            let served = VhostServer::start(
+                &disk.name,
+                &disk.socket,
+                &disk.access,
+                shape,
+                control,
+                wake(bell),
+            );
             let named = |source| StoreError::Disk { name: disk.name.clone(), source };
             self.sockets.push(served.map_err(named)?);
         }

@@ -5,8 +5,9 @@
 //! (a guest that moves between processes has both open); a third is turned away. A front end that
 //! goes, however it goes, leaves its rings and memory to be freed, and the next one can come.
 
-use super::local_socket::{LocalSocket, SocketError};
+use super::local_socket::{Access, LocalSocket, SocketError};
 use crate::clock::now_ns;
+use crate::config::plan::SocketAccess;
 use crate::virtio::blk::BlkShape;
 use crate::virtio::mailbox::{DiskControl, Wake};
 use crate::virtio::vhost_user::{DRAIN_TIMEOUT, DiskLink, SESSIONS, Session, is_harmless};
@@ -61,11 +62,12 @@ impl VhostServer {
     pub fn start(
         name: &str,
         path: &Path,
+        access: &SocketAccess,
         shape: BlkShape,
         control: DiskControl,
         wake: Wake,
     ) -> Result<VhostServer, VhostError> {
-        let socket = LocalSocket::bind(path, None)?;
+        let socket = LocalSocket::bind(path, Access::of(access, path)?)?;
         let system =
             |what| move |source| VhostError::System { what, path: path.to_owned(), source };
         let stop = Arc::new(EventFd::new().map_err(system("make an eventfd for"))?);

@@ -1,6 +1,7 @@
 //! Disks served over real vhost-user sockets by a worker thread that ends with the rig.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use outboard::config::plan::SocketAccess;
 use outboard::control::vhost::VhostServer;
 use outboard::virtio::blk::BlkShape;
 use outboard::virtio::driver::{BlkDriver, BlkOptions, Completion, DriverOp};
@@ -198,7 +199,10 @@ impl Rig {
             disks.push((disk, content));
             let path = scratch.0.join("run").join(&name);
             let wake = Arc::new(|| {});
-            servers.push(VhostServer::start(&name, &path, shape, control, wake).unwrap());
+            servers.push(
+                VhostServer::start(&name, &path, &SocketAccess::default(), shape, control, wake)
+                    .unwrap(),
+            );
         }
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);

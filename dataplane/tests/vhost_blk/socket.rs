@@ -2,11 +2,12 @@
 
 use crate::io::options;
 use crate::rig::{Content, Rig, Scratch, exists};
+use outboard::config::plan::SocketAccess;
 use outboard::control::local_socket::SocketError;
 use outboard::control::vhost::{VhostError, VhostServer};
 use outboard::virtio::blk::BlkShape;
 use outboard::virtio::mailbox::mailbox;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 fn serve(path: &Path) -> Result<VhostServer, VhostError> {
     let shape = BlkShape { bytes: 1 << 20, block_bytes: 512, read_only: false, queues: 1 };
     let (control, _) = mailbox(2);
-    VhostServer::start("disk", path, shape, control, Arc::new(|| {}))
+    VhostServer::start("disk", path, &SocketAccess::default(), shape, control, Arc::new(|| {}))
 }
 
 fn mode(path: &Path) -> u32 {
@@ -52,6 +53,29 @@ fn a_socket_in_use_is_left_alone_and_a_stale_one_is_replaced() {
     drop(server);
     assert!(exists(&path));
     drop(theirs);
+}
+
+#[test]
+fn a_socket_belongs_to_whom_the_configuration_says() {
+    let scratch = Scratch::new("owned");
+    let path = scratch.0.join("made").join("disk");
+    let access =
+        SocketAccess { owner: Some("65534".into()), group: Some("7".into()), mode: Some(0o600) };
+    let (control, _inbox) = mailbox(1);
+    let shape = BlkShape { bytes: 4096, block_bytes: 512, read_only: false, queues: 1 };
+    let served = VhostServer::start("disk", &path, &access, shape, control, Arc::new(|| {}));
+    let about = path.symlink_metadata().unwrap();
+    assert_eq!((about.uid(), about.gid(), mode(&path)), (65534, 7, 0o600));
+    // The group must reach it too.
+    let directory = path.parent().unwrap();
+    assert_eq!((directory.metadata().unwrap().gid(), mode(directory)), (7, 0o750));
+    drop(served.unwrap());
+    let access = SocketAccess { group: Some("no-such-group".into()), ..SocketAccess::default() };
+    let (control, _inbox) = mailbox(1);
+    let refused = VhostServer::start("disk", &path, &access, shape, control, Arc::new(|| {}));
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("group \"no-such-group\""), "{error}");
+    assert!(!path.exists());
 }
 
 #[test]

@@ -4,7 +4,8 @@
 
 use super::Kind;
 use crate::config::plan::{
-    Backing, Disk, Dscp, Export, Plan, Port, Role, Route, Runtime, Tenant, Volume, Vpc, Worker,
+    Backing, Disk, Dscp, Export, Plan, Port, Role, Route, Runtime, SocketAccess, Tenant, Volume,
+    Vpc, Worker,
 };
 use std::collections::BTreeMap;
 
@@ -142,10 +143,15 @@ fn export(plan: &Plan, export: &Export) -> Settings {
 }
 
 fn disk(plan: &Plan, disk: &Disk) -> Settings {
-    let Disk { name: _, volume, socket, queues } = disk;
-    settings([
+    let Disk { name: _, volume, socket, access, queues } = disk;
+    let SocketAccess { owner, group, mode } = access;
+    let mut all = settings([
         ("volume", plan.volumes[usize::from(*volume)].name.clone()),
         ("socket", socket.display().to_string()),
         ("queues", queues.to_string()),
-    ])
+    ]);
+    all.extend(owner.clone().map(|owner| ("owner".into(), owner)));
+    all.extend(group.clone().map(|group| ("group".into(), group)));
+    all.extend(mode.map(|mode| ("mode".into(), format!("{mode:04o}"))));
+    all
 }
