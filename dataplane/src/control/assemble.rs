@@ -27,6 +27,8 @@ use std::sync::Arc;
 const MAILBOX: usize = 64;
 /// What a tunnel adds to a tenant's IP packet: the inner Ethernet header, VXLAN, UDP and IPv4.
 const TUNNEL_BYTES: usize = ethernet::BYTES + vxlan::BYTES + udp::BYTES + ipv4::BYTES;
+/// What it adds more when it is in IPv6.
+const TUNNEL_MORE_BYTES_V6: usize = 20;
 /// The IANA port of VXLAN (RFC 7348, section 8).
 pub const VXLAN_PORT: u16 = 4789;
 
@@ -237,13 +239,16 @@ fn check_mtu(plan: &Plan, index: usize, found: usize) -> Result<(), RunError> {
     let port = &plan.ports[index];
     let (needed, reason) = match &port.role {
         Role::Tenant(tenant) => (usize::from(tenant.mtu), "its tenant".to_string()),
-        Role::Uplink { .. } => {
+        Role::Uplink { vtep6, .. } => {
+            let mut routes = plan.vpcs.iter().flat_map(|vpc| &vpc.routes);
+            let in_v6 = vtep6.is_some() && routes.any(|route| route.via.is_ipv6());
+            let tunnel_bytes = TUNNEL_BYTES + if in_v6 { TUNNEL_MORE_BYTES_V6 } else { 0 };
             let tenants = plan.ports.iter().filter_map(|port| match &port.role {
                 Role::Tenant(tenant) => Some((usize::from(tenant.mtu), &port.name)),
                 Role::Uplink { .. } => None,
             });
             let Some((mtu, name)) = tenants.max() else { return Ok(()) };
-            (mtu + TUNNEL_BYTES, format!("the packets of \"{name}\" ({mtu}) in their tunnel"))
+            (mtu + tunnel_bytes, format!("the packets of \"{name}\" ({mtu}) in their tunnel"))
         }
     };
     if found >= needed {

@@ -1,6 +1,7 @@
 //! Attaching and detaching a container, seen through `ip` and `ethtool`.
 
-use crate::namespace::Namespace;
+use crate::netns::Namespace;
+use crate::show::Show;
 use outboard::config::{Plan, parse};
 use outboard::control::netlink::attach::{AttachError, Attached, attach, detach};
 use serde_json::Value;
@@ -32,7 +33,7 @@ struct Bed {
 
 impl Bed {
     fn new() -> Bed {
-        Bed { host: Namespace::new(), tenant: Namespace::new() }
+        Bed { host: Namespace::untouched(), tenant: Namespace::untouched() }
     }
 
     fn attach(&self, plan: &Plan) -> Result<Attached, AttachError> {
@@ -40,11 +41,11 @@ impl Bed {
     }
 
     fn attach_as(&self, plan: &Plan, ifname: &str) -> Result<Attached, AttachError> {
-        self.host.inside(|| attach(plan, "web", self.tenant.name(), ifname))
+        self.host.within(|| attach(plan, "web", self.tenant.name(), ifname))
     }
 
     fn detach(&self, netns: Option<&str>) -> Result<bool, AttachError> {
-        self.host.inside(|| detach(&usual(), "web", netns))
+        self.host.within(|| detach(&usual(), "web", netns))
     }
 
     fn links(&self) -> (usize, usize) {
@@ -146,7 +147,7 @@ fn check_v6(bed: &Bed, address: &str) {
     assert_eq!(route, (&"fd00::fe".into(), &"eth0".into()));
     for (name, value) in [("accept_ra", "0"), ("autoconf", "0"), ("disable_ipv6", "0")] {
         let path = format!("/proc/sys/net/ipv6/conf/eth0/{name}");
-        let found = bed.tenant.inside(|| std::fs::read_to_string(&path)).unwrap();
+        let found = bed.tenant.within(|| std::fs::read_to_string(&path)).unwrap();
         assert_eq!(found.trim(), value, "{name}");
     }
 }
@@ -211,7 +212,7 @@ fn the_namespace_may_be_a_process_or_a_path_and_the_interface_have_another_name(
     let bed = Bed::new();
     let path = format!("/run/netns/{}", bed.tenant.name());
     let plan = usual();
-    bed.host.inside(|| attach(&plan, "web", &path, "net1")).unwrap();
+    bed.host.within(|| attach(&plan, "web", &path, "net1")).unwrap();
     assert!(is_up(&link(&bed.tenant, "net1")));
     assert!(bed.detach(Some(&path)).unwrap());
 
@@ -227,7 +228,7 @@ fn the_namespace_may_be_a_process_or_a_path_and_the_interface_have_another_name(
     while !entered() && std::time::Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    let attached = bed.host.inside(|| attach(&plan, "web", &pid, "net2"));
+    let attached = bed.host.within(|| attach(&plan, "web", &pid, "net2"));
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
     attached.unwrap();
@@ -273,10 +274,10 @@ fn what_is_not_ours_is_left_alone() {
 #[test]
 fn a_port_has_one_container() {
     let bed = Bed::new();
-    let other = Namespace::new();
+    let other = Namespace::untouched();
     bed.attach(&usual()).unwrap();
     let plan = usual();
-    let error = bed.host.inside(|| attach(&plan, "web", other.name(), "eth0")).unwrap_err();
+    let error = bed.host.within(|| attach(&plan, "web", other.name(), "eth0")).unwrap_err();
     assert!(matches!(error, AttachError::Elsewhere { .. }), "{error}");
     let error = bed.attach_as(&plan, "eth1").unwrap_err();
     assert!(matches!(error, AttachError::Elsewhere { .. }), "{error}");
@@ -293,7 +294,7 @@ fn what_does_not_exist_is_named() {
     let bed = Bed::new();
     let plan = usual();
     let text = |port: &str, netns: &str, ifname: &str| {
-        bed.host.inside(|| attach(&plan, port, netns, ifname)).unwrap_err().to_string()
+        bed.host.within(|| attach(&plan, port, netns, ifname)).unwrap_err().to_string()
     };
     assert_eq!(
         text("wbe", bed.tenant.name(), "eth0"),

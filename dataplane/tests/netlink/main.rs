@@ -1,5 +1,8 @@
 //! rtnetlink against the real kernel, in namespaces that each test makes. Needs root.
 
+#[path = "../netns/mod.rs"]
+mod netns;
+
 mod attach;
-mod namespace;
+mod show;
 mod underlay;

@@ -1,6 +1,7 @@
 //! Next hops follow the kernel. Host `a` has the uplink; `b` is the other host and `c` a router.
 
-use crate::namespace::Namespace;
+use crate::netns::Namespace;
+use crate::show::Show;
 use outboard::config::parse;
 use outboard::control::netlink::underlay::{Underlay, UnderlayError};
 use outboard::packet::PortId;
@@ -92,7 +93,7 @@ struct Bed {
 
 impl Bed {
     fn new(at: &'static Family) -> Bed {
-        let bed = Bed { a: Namespace::new(), b: Namespace::new(), at };
+        let bed = Bed { a: Namespace::untouched(), b: Namespace::untouched(), at };
         for side in [&bed.a, &bed.b] {
             // Else IPv6 loses its addresses when a link goes down.
             side.sysctl("net/ipv6/conf/default/keep_addr_on_down", "1");
@@ -130,7 +131,7 @@ struct Follower {
 
 impl Follower {
     fn new(bed: &Bed) -> Follower {
-        let underlay = bed.a.inside(|| open(bed.at, bed.at.here, "up0"));
+        let underlay = bed.a.within(|| open(bed.at, bed.at.here, "up0"));
         let underlay = underlay.unwrap_or_else(|error| panic!("{error}"));
         Follower { underlay, told: None, at: bed.at }
     }
@@ -333,7 +334,7 @@ fn lost_messages_lose_no_change(at: &'static Family) {
 fn an_uplink_that_is_not_there_is_named(at: &'static Family) {
     let bed = Bed::new(at);
     let text = |vtep: &str, interface: &str| {
-        bed.a.inside(|| open(at, vtep, interface)).unwrap_err().to_string()
+        bed.a.within(|| open(at, vtep, interface)).unwrap_err().to_string()
     };
     assert_eq!(
         text(at.here, "up9"),

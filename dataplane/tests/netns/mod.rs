@@ -21,6 +21,7 @@ fn unique() -> u32 {
 ///
 /// # Panics
 /// When it fails, with what it said.
+#[track_caller]
 pub fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let output = output.unwrap_or_else(|error| panic!("cannot start {program}: {error}"));
@@ -35,11 +36,16 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes it, with loopback up and IPv6 off, so that the kernel sends nothing unasked.
-    pub fn new() -> Namespace {
+    /// Makes it as the kernel does, with nothing up.
+    pub fn untouched() -> Namespace {
         let name = format!("obt{}-{}", std::process::id(), unique());
         run("ip", &["netns", "add", &name]);
-        let namespace = Namespace { name };
+        Namespace { name }
+    }
+
+    /// Makes it, with loopback up and IPv6 off, so that the kernel sends nothing unasked.
+    pub fn new() -> Namespace {
+        let namespace = Namespace::untouched();
         namespace.within(|| {
             for which in ["all", "default"] {
                 let path = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
@@ -60,13 +66,9 @@ impl Namespace {
             ("accept_dad", "0"),
             ("disable_ipv6", "0"),
         ];
-        self.within(|| {
-            for (setting, value) in settings {
-                let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
-                std::fs::write(&path, value)
-                    .unwrap_or_else(|error| panic!("writing {path}: {error}"));
-            }
-        });
+        for (setting, value) in settings {
+            self.sysctl(&format!("net/ipv6/conf/{interface}/{setting}"), value);
+        }
     }
 
     /// The name that `ip netns` knows.
@@ -94,9 +96,25 @@ impl Namespace {
     }
 
     /// `ip` with words separated by spaces.
+    #[track_caller]
     pub fn ip(&self, words: &str) {
-        let words: Vec<&str> = words.split(' ').collect();
+        let words: Vec<&str> = words.split_whitespace().collect();
         run("ip", &[&["-n", &self.name], words.as_slice()].concat());
+    }
+
+    /// Writes a file of /proc/sys as the namespace has it.
+    #[track_caller]
+    pub fn sysctl(&self, path: &str, value: &str) {
+        let path = format!("/proc/sys/{path}");
+        self.within(|| std::fs::write(&path, value))
+            .unwrap_or_else(|error| panic!("writing {path}: {error}"));
+    }
+
+    /// Runs a command, words separated by spaces, in the namespace and gives what it prints.
+    #[track_caller]
+    pub fn exec(&self, words: &str) -> String {
+        let command = ["netns", "exec", &self.name].into_iter().chain(words.split_whitespace());
+        run("ip", &command.collect::<Vec<_>>())
     }
 
     /// Joins this namespace to another by a pair of interfaces named `veth`, both up, with
