@@ -1,5 +1,6 @@
 //! Event descriptors: our own, and those that a front end passes for kicks and calls.
 
+use io_uring::{IoUring, opcode};
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -68,6 +69,59 @@ impl EventFd {
     }
 }
 
+/// A way to signal an eventfd of another process that cannot wait, whatever that process does to
+/// it.
+///
+/// A write to an eventfd waits while its counter is full and O_NONBLOCK is off, and the flag
+/// belongs to whoever holds the descriptor; `pwritev2` knows no RWF_NOWAIT for it (Linux 6.18,
+/// EOPNOTSUPP). A ring's completion signals the eventfd that is registered with the ring from
+/// inside the kernel, where nothing waits and a full counter stays full (`eventfd_signal` in
+/// `fs/eventfd.c`). So this is a ring of its own for each descriptor, on which a signal is one
+/// no-op.
+pub struct Signaller {
+    ring: Option<Box<IoUring>>,
+    event: EventFd,
+}
+
+impl Signaller {
+    /// A way to signal `event`. Where there is no io_uring it is written to, which can wait.
+    pub fn new(event: EventFd) -> Signaller {
+        let build = || {
+            let ring = IoUring::builder().dontfork().build(1)?;
+            ring.submitter().register_eventfd(event.as_raw_fd())?;
+            Ok::<_, Error>(Box::new(ring))
+        };
+        Signaller { ring: build().ok(), event }
+    }
+
+    /// Whether nothing that another process does can make [`signal`](Self::signal) wait.
+    pub fn never_waits(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    /// Adds one. A full counter stays as it is: whoever sleeps on it is awake already.
+    #[inline]
+    pub fn signal(&mut self) {
+        let Some(ring) = &mut self.ring else {
+            return self.event.signal();
+        };
+        // SAFETY: a no-op touches no memory. The queue is full only after a failed submit; then
+        // what is in it is submitted now.
+        let _ = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
+        // Fails when the kernel has no memory for it or a signal came; the second time it is late.
+        if ring.submit().is_err() {
+            let _ = ring.submit();
+        }
+        ring.completion().for_each(drop);
+    }
+}
+
+impl std::fmt::Debug for Signaller {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Signaller {{ event: {:?}, waits: {} }}", self.event, !self.never_waits())
+    }
+}
+
 impl AsRawFd for EventFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
@@ -101,6 +155,27 @@ mod tests {
         (&theirs.0).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
         theirs.signal();
         assert_eq!(theirs.drain(), u64::MAX - 1);
+    }
+
+    #[test]
+    fn signalling_never_waits_even_when_the_counter_is_full_and_the_flag_is_cleared() {
+        let theirs = EventFd::new().unwrap();
+        let mut ours = Signaller::new(EventFd::same_as(&theirs).unwrap());
+        assert!(ours.never_waits(), "io_uring is there where tests run");
+        for count in 1..1_000 {
+            ours.signal();
+            if count % 100 == 0 {
+                assert_eq!(theirs.drain(), 100);
+            }
+        }
+        assert_eq!(theirs.drain(), 99);
+        (&theirs.0).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        // SAFETY: plain system call on an open descriptor.
+        assert_eq!(unsafe { libc::fcntl(theirs.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+        (0..1_000).for_each(|_| ours.signal());
+        assert!(theirs.drain() >= u64::MAX - 1);
+        ours.signal();
+        assert_eq!(theirs.drain(), 1);
     }
 
     #[test]

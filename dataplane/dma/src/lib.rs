@@ -32,7 +32,7 @@ mod xsk;
 
 pub use allocations::CountingAllocator;
 pub use chain::{Chain, MAX_FRAMES};
-pub use eventfd::EventFd;
+pub use eventfd::{EventFd, Signaller};
 pub use file_ring::{BOUNCE_BYTES, Direction, FileRing};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES, LINK_BYTES};
 pub use guest::{GuestError, GuestMemory, GuestRegion, MAX_REGIONS};

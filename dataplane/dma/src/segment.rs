@@ -110,6 +110,21 @@ impl Segment {
         true
     }
 
+    /// Reads a byte of every page: where the memory's owner took pages away, zeros take their
+    /// place and its mapping is torn (see `sigbus`). For when the kernel has said EFAULT.
+    #[cold]
+    pub fn touch(&self) {
+        const PAGE_BYTES: usize = 4096;
+        let start = self.start.as_ptr() as usize;
+        let mut at = start;
+        while at < start + self.len() {
+            let mut byte = [0];
+            self.copy_to(at - start, &mut byte);
+            std::hint::black_box(byte);
+            at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+        }
+    }
+
     /// Whether the segment's bytes from `offset` are those of `data`; `false` when the range
     /// leaves the segment. Each byte is read once, at some moment of the call.
     pub fn equals(&self, offset: usize, data: &[u8]) -> bool {
@@ -128,7 +143,21 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Region;
+    use crate::{GuestMemory, Region};
+
+    #[test]
+    fn a_touch_finds_pages_that_are_gone() {
+        let (memory, _, file) = GuestMemory::share(3 * 4096, 0, 0x1000).unwrap();
+        let segment = memory.segment(100, 2 * 4096).unwrap();
+        segment.touch();
+        assert!(!memory.is_torn());
+        file.set_len(2 * 4096).unwrap();
+        // The last 100 bytes lie in the third page.
+        memory.segment(100, 4096).unwrap().touch();
+        assert!(!memory.is_torn());
+        segment.touch();
+        assert!(memory.is_torn());
+    }
 
     #[test]
     fn copies_stay_inside() {

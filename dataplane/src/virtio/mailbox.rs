@@ -6,7 +6,7 @@
 
 use crate::virtio::queue::Queue;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
-use outboard_dma::EventFd;
+use outboard_dma::{EventFd, Signaller};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,9 +21,9 @@ pub struct Ring {
     /// What the driver signals when it has added something; `None`: the queue must be polled.
     pub kick: Option<EventFd>,
     /// What the driver wants signalled; `None`: it polls.
-    pub call: Option<EventFd>,
+    pub call: Option<Signaller>,
     /// What to signal when the ring is broken.
-    pub error: Option<EventFd>,
+    pub error: Option<Signaller>,
 }
 
 /// From control to the worker.
@@ -41,7 +41,7 @@ pub enum DiskMessage {
         /// Which of the disk's rings.
         ring: u16,
         /// The new descriptor.
-        call: Option<EventFd>,
+        call: Option<Signaller>,
     },
     /// Take nothing more from the ring, end what it has in flight, and give it back.
     Stop {
@@ -52,6 +52,7 @@ pub enum DiskMessage {
 
 /// From the worker to control: exactly one per message but `Start`.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a worker must not free what it gives back")]
 pub enum DiskReturn {
     /// The answer to `Stop`, after the last I/O has ended; `None` when the ring was not started.
     Stopped {
@@ -63,7 +64,7 @@ pub enum DiskReturn {
     /// The answer to `SetCall`: what is no longer used.
     Call {
         /// The descriptor before (or the new one, when the ring was not started).
-        old: Option<EventFd>,
+        old: Option<Signaller>,
     },
 }
 

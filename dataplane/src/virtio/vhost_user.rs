@@ -18,7 +18,7 @@ use crate::virtio::blk::{BlkShape, CONFIG_BYTES};
 use crate::virtio::inflight::{self, InflightRegion};
 use crate::virtio::mailbox::{DiskControl, DiskMessage, DiskReturn, Ring, Wake};
 use crate::virtio::queue::{MAX_QUEUE_SIZE, Queue, QueueSetup, QueueSetupError};
-use outboard_dma::{EventFd, GuestMemory, GuestRegion, MAX_REGIONS};
+use outboard_dma::{EventFd, GuestMemory, GuestRegion, MAX_REGIONS, Signaller};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -94,7 +94,7 @@ impl DiskLink {
     }
 
     /// Gives a driven ring another call descriptor.
-    fn set_call(&mut self, ring: u16, call: Option<EventFd>) -> Result<()> {
+    fn set_call(&mut self, ring: u16, call: Option<Signaller>) -> Result<()> {
         self.send(DiskMessage::SetCall { ring, call })?;
         self.wait(|back| match back {
             DiskReturn::Call { .. } => Ok(()),
@@ -151,8 +151,8 @@ struct RingState {
     /// Whether a kick message came; the descriptor itself is optional.
     kicked: bool,
     kick: Option<EventFd>,
-    call: Option<EventFd>,
-    error: Option<EventFd>,
+    call: Option<Signaller>,
+    error: Option<Signaller>,
     enabled: bool,
     driven: bool,
 }
@@ -328,6 +328,17 @@ fn adopt(fd: Option<File>) -> Result<Option<EventFd>> {
     fd.map(adopt).transpose().map_err(Error::ReqHandlerError)
 }
 
+fn signaller(event: EventFd) -> Signaller {
+    let signaller = Signaller::new(event);
+    if !signaller.never_waits() {
+        tracing::warn!(
+            "there is no io_uring to signal a guest with: a hostile front end can hold its worker \
+             up; set kernel.io_uring_disabled = 0 and raise the memlock limit"
+        );
+    }
+    signaller
+}
+
 impl VhostUserBackendReqHandlerMut for Session {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
@@ -431,7 +442,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let call = adopt(fd)?;
+        let call = adopt(fd)?.map(signaller);
         let at = self.first_ring + u16::from(index);
         let link = Arc::clone(&self.link);
         let ring = self.ring(index.into())?;
@@ -443,7 +454,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let error = adopt(fd)?;
+        let error = adopt(fd)?.map(signaller);
         self.with_halted(index.into(), |ring| ring.error = error)
     }
 

@@ -15,7 +15,7 @@ use crate::virtio::blk::{self, BlkKind, BlkRequest, ID_BYTES};
 use crate::virtio::fault::{Faults, QueueFault};
 use crate::virtio::mailbox::{DiskMailbox, DiskMessage, DiskReturn, Ring};
 use crate::virtio::queue::{DescriptorChain, QueueError};
-use outboard_dma::{Segment, Segments};
+use outboard_dma::{Segment, Segments, Signaller};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -294,7 +294,7 @@ impl Disk {
                     if let Some(driven) = &mut self.rings[usize::from(ring)] {
                         std::mem::swap(&mut driven.with.call, &mut call);
                         // What ended before it may not have been told to anybody.
-                        signal(&driven.with.call, &self.counters);
+                        signal(&mut driven.with.call, &self.counters);
                     }
                     self.mailbox.give(DiskReturn::Call { old: call });
                 }
@@ -507,7 +507,7 @@ impl Disk {
         let driven = self.rings[usize::from(ring)].as_mut();
         let driven = driven.expect("a ring stays while it has results");
         if driven.with.queue.publish() {
-            signal(&driven.with.call, &self.counters);
+            signal(&mut driven.with.call, &self.counters);
         }
     }
 
@@ -523,14 +523,14 @@ impl Disk {
         }
         let fault = driven.with.queue.broken();
         self.counters.faults.count(fault.expect("told only of what is broken"));
-        if let Some(error) = &driven.with.error {
+        if let Some(error) = &mut driven.with.error {
             error.signal();
         }
     }
 }
 
 #[inline]
-fn signal(call: &Option<outboard_dma::EventFd>, counters: &DiskCounters) {
+fn signal(call: &mut Option<Signaller>, counters: &DiskCounters) {
     if let Some(call) = call {
         counters.calls.add(1);
         call.signal();

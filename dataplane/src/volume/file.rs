@@ -6,7 +6,8 @@
 //!
 //! A file shorter than the volume (cut behind its back) reads as zeros there. Short transfers are
 //! continued. ENOSPC and EDQUOT end as `NoSpace`, every other errno as `Media`; each is counted by
-//! name. A flush is fdatasync: it covers every I/O reaped before it was submitted.
+//! name; EFAULT is no fault of the medium: a guest took memory away, and the I/O ends as `Aborted`.
+//! A flush is fdatasync: it covers every I/O reaped before it was submitted.
 //!
 //! A discard punches a hole; where that cannot be done it has no effect, counted. Write-zeroes
 //! keeps the space (ZERO_RANGE); where that cannot be done it writes zeros. A compare reads into
@@ -297,7 +298,12 @@ impl File {
             }
         }
         self.counters.count_error(errno);
+        if errno == libc::EFAULT {
+            // Whose memory it is finds out.
+            slot.segments.iter().for_each(Segment::touch);
+        }
         Some(match errno {
+            libc::EFAULT => Status::Aborted,
             libc::ENOSPC | libc::EDQUOT => Status::NoSpace,
             _ => Status::Media,
         })

@@ -54,7 +54,13 @@ fn our_driver_drives_qemu_storage_daemon() {
     let mut rng = Rng::new(5);
     for (queues, indirect, event_idx) in [(1, false, false), (1, true, true), (2, true, true)] {
         let shape = options(queues, 8, indirect, event_idx);
-        let mut driver = BlkDriver::connect_with(&daemon.socket, shape).unwrap();
+        // Its socket is there a moment before it listens.
+        let mut driver = None;
+        until("it answers", || {
+            driver = BlkDriver::connect_with(&daemon.socket, shape).ok();
+            driver.is_some()
+        });
+        let mut driver = driver.unwrap();
         assert_eq!(driver.capacity_bytes(), DISK_BYTES);
         // The verifier begins with a disk of zeros.
         for offset in (0..DISK_BYTES).step_by(128 << 10) {

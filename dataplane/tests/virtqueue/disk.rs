@@ -7,7 +7,7 @@ use outboard::virtio::fault::QueueFault;
 use outboard::virtio::mailbox::{DiskControl, DiskMessage, DiskReturn, Ring, mailbox};
 use outboard::volume::Dones;
 use outboard::volume::disk::{BURST, Disk, SLOTS};
-use outboard_dma::{EventFd, GuestMemory};
+use outboard_dma::{EventFd, GuestMemory, Signaller};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -30,6 +30,10 @@ fn again(event: &EventFd) -> EventFd {
     EventFd::adopt(event.as_fd().try_clone_to_owned().unwrap()).unwrap()
 }
 
+fn signaller(event: &EventFd) -> Signaller {
+    Signaller::new(again(event))
+}
+
 impl Bench {
     fn new(size: u16, event_idx: bool) -> Bench {
         let (memory, ring, queue) = ends(size, event_idx);
@@ -38,7 +42,8 @@ impl Bench {
         let (control, inbox) = mailbox(2);
         let disk = Disk::new(5, "bench", 2, inbox);
         let (kick, call) = (EventFd::new().unwrap(), EventFd::new().unwrap());
-        let with = Ring { queue, kick: Some(again(&kick)), call: Some(again(&call)), error: None };
+        let with =
+            Ring { queue, kick: Some(again(&kick)), call: Some(signaller(&call)), error: None };
         control.send(DiskMessage::Start { ring: 1, with }).unwrap();
         let volume = Content::Gated(volume);
         let done = Dones::new();
@@ -128,13 +133,13 @@ fn calls_come_once_per_turn_and_only_when_wanted() {
         assert_eq!(bench.call.drain(), 0);
         // Another descriptor is signalled at once: something may have ended before it came.
         let other = EventFd::new().unwrap();
-        let call = Some(again(&other));
+        let call = Some(signaller(&other));
         bench.control.send(DiskMessage::SetCall { ring: 1, call }).unwrap();
         bench.turn();
         assert_eq!(other.drain(), 1);
         let old = bench.control.returns.try_recv().unwrap();
         assert!(matches!(old, DiskReturn::Call { old: Some(_) }), "{old:?}");
-        let none = DiskMessage::SetCall { ring: 0, call: Some(again(&other)) };
+        let none = DiskMessage::SetCall { ring: 0, call: Some(signaller(&other)) };
         bench.control.send(none).unwrap();
         bench.turn();
         assert!(bench.control.returns.try_recv().is_ok(), "every message is answered");
@@ -206,7 +211,7 @@ fn a_broken_ring_is_told_once_and_its_neighbour_goes_on() {
     let mut bench = Bench::new(64, true);
     let (_memory, mut other, queue) = ends(8, true);
     let error = EventFd::new().unwrap();
-    let with = Ring { queue, kick: None, call: None, error: Some(again(&error)) };
+    let with = Ring { queue, kick: None, call: None, error: Some(signaller(&error)) };
     bench.control.send(DiskMessage::Start { ring: 0, with }).unwrap();
     bench.turn();
     other.publish_index(100);

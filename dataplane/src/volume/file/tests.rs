@@ -372,6 +372,7 @@ fn errnos_map_to_statuses() {
         (libc::EIO, Status::Media, "EIO"),
         (libc::EROFS, Status::Media, "EROFS"),
         (libc::EXDEV, Status::Media, "other"),
+        (libc::EFAULT, Status::Aborted, "EFAULT"),
     ] {
         assert_eq!(file.failed(0, errno), Some(status));
         assert!(file.counters().errors().any(|counted| counted == (name, 1)));
