@@ -41,6 +41,8 @@ const WORKER_CALLS: &[libc::c_long] = &[
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
     libc::SYS_getsockopt,
+    // Discovery tells a host the address that it came to.
+    libc::SYS_getsockname,
     libc::SYS_ppoll,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
