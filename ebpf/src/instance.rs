@@ -75,6 +75,50 @@ impl Instance {
         }
         Ok(forgotten)
     }
+
+    /// Detaches and removes those of the XDP `programs` (their numbers in the kernel) that dead
+    /// instances of other names left attached; the names of their interfaces.
+    pub fn inherit(&self, programs: &[u32]) -> Result<Vec<String>, Error> {
+        let failed = |source| Error::Directory { directory: self.directory.clone(), source };
+        let Some(parent) = self.directory.parent() else { return Ok(Vec::new()) };
+        let mut inherited = Vec::new();
+        for other in paths(parent).map_err(failed)? {
+            let held = held(&other, programs);
+            if held.is_empty() {
+                continue;
+            }
+            // Our own directory is locked, as is that of any instance that lives.
+            let Ok(Some(_lock)) = lock(&other) else { continue };
+            for (interface, link) in held {
+                link.detach().map_err(failed)?;
+                for what in ["link", "prog", "xsks", "counters"] {
+                    let _ = std::fs::remove_file(other.join(format!("{interface}-{what}")));
+                }
+                inherited.push(interface.replace(':', "."));
+            }
+            // Fails while it has pins on other interfaces.
+            let _ = std::fs::remove_dir(&other);
+        }
+        Ok(inherited)
+    }
+}
+
+/// The links in a directory that are of these programs, by the names of their interfaces there.
+fn held(directory: &Path, programs: &[u32]) -> Vec<(String, Pinned)> {
+    let mut held = Vec::new();
+    for pin in paths(directory).unwrap_or_default() {
+        let name = pin.file_name().unwrap_or_default().to_string_lossy();
+        let Some(interface) = name.strip_suffix("-link") else { continue };
+        let Ok(Some(link)) = Pinned::open(&pin) else { continue };
+        if link.program().is_some_and(|program| programs.contains(&program)) {
+            held.push((interface.to_owned(), link));
+        }
+    }
+    held
+}
+
+fn paths(directory: &Path) -> Result<Vec<PathBuf>, io::Error> {
+    std::fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
 }
 
 impl Drop for Instance {

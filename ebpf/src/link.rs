@@ -42,6 +42,16 @@ impl Pinned {
     /// The index of the interface that it is attached to; `None` when that is gone, or when this
     /// is not a link of an XDP program.
     pub fn interface(&self) -> Option<u32> {
+        self.info().map(|(interface, _)| interface)
+    }
+
+    /// The number of its program, while it is attached.
+    pub fn program(&self) -> Option<u32> {
+        self.info().map(|(_, program)| program)
+    }
+
+    /// The interface that it is on, in the namespace of that, and its program.
+    fn info(&self) -> Option<(u32, u32)> {
         #[repr(C)]
         struct Info {
             kind: u32,
@@ -61,7 +71,8 @@ impl Pinned {
         let (bytes, place) = (size_of::<Info>() as u32, &raw mut info as u64);
         let mut get = GetInfo { fd: self.0.as_raw_fd() as u32, bytes, info: place };
         bpf(BPF_OBJ_GET_INFO_BY_FD, &mut get).ok()?;
-        (info.kind == BPF_LINK_TYPE_XDP && info.interface != 0).then_some(info.interface)
+        let attached = info.kind == BPF_LINK_TYPE_XDP && info.interface != 0;
+        attached.then_some((info.interface, info.program))
     }
 
     /// Detaches the program now; the link stays as a shell.

@@ -8,7 +8,7 @@ use super::api::{ApiError, Bound};
 use super::assemble::{self, Handle, House};
 use super::confine::{self, ConfineError, WorkerRights};
 use super::machine::{self, MachineError};
-use super::netlink::underlay::UnderlayError;
+use super::netlink::{self, underlay::UnderlayError};
 use super::ports::Ports;
 use super::snapshot::Snapshot;
 use super::stores::{self, StoreError};
@@ -191,6 +191,11 @@ fn claim(plan: &Plan) -> Result<Option<Instance>, RunError> {
     let interfaces: Vec<&str> = plan.ports.iter().map(|port| port.interface.as_str()).collect();
     for interface in instance.forget_others(&interfaces)? {
         tracing::info!("took the XDP program of an earlier run off {interface}");
+    }
+    // Of a plan that had another name then: its programs would be in the way.
+    let programs = netlink::xdp_programs(interfaces.iter().copied()).map_err(system("netlink"))?;
+    for interface in instance.inherit(&programs)? {
+        tracing::info!("took the XDP program of a dead instance of another name off {interface}");
     }
     Ok(Some(instance))
 }

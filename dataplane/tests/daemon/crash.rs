@@ -100,6 +100,31 @@ fn what_was_killed_leaves_nothing_on_interfaces_that_are_no_longer_in_the_plan()
     assert!(!world.a.pins().exists());
 }
 
+#[test]
+fn an_instance_of_another_name_takes_over_from_one_that_was_killed() {
+    let (world, mut a, b) = World::running(Options::default());
+    a.signal(Signal::KILL);
+    a.wait();
+    let text = std::fs::read_to_string(&world.a.config).unwrap();
+    let renamed = text.replace(&world.a.name, &format!("{}-renamed", world.a.name));
+    // What the dead one had and the new one has not stays until somebody wants it.
+    let ports: Vec<_> = renamed.split("[[port]]").collect();
+    let kept = ports.iter().filter(|port| !port.contains("name = 'green'\ninterface"));
+    std::fs::write(&world.a.config, kept.copied().collect::<Vec<_>>().join("[[port]]")).unwrap();
+    a = world.a.run();
+    world.all_reach();
+    assert!(a.log().contains("a dead instance of another name off veth"), "{}", a.log());
+    assert!(world.a.has_program("green") && world.a.pins().exists());
+    // Under the old name again, which still has green's pins and takes them over.
+    std::fs::write(&world.a.config, &text).unwrap();
+    a.stop(Signal::TERM);
+    let a = world.a.run();
+    world.all_reach();
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+    nothing_is_left(&world, &world.a);
+}
+
 /// Host a's plan without green, with red's interface under another name, and with a tenant more.
 fn change_the_plan(host: &mut Host) {
     host.netns.ip("link set red down");

@@ -5,7 +5,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use outboard_wire::Mac;
 use std::io;
@@ -30,6 +30,8 @@ pub(super) struct Link {
     pub is_veth: bool,
     /// The number of a veth's other end, in the other end's namespace.
     pub peer: u32,
+    /// The number of its XDP program.
+    pub xdp_program: Option<u32>,
     /// Receive queues and transmit queues.
     pub queues: (u32, u32),
 }
@@ -48,6 +50,12 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
                 LinkAttribute::Link(peer) => link.peer = *peer,
+                LinkAttribute::Xdp(infos) => {
+                    link.xdp_program = infos.iter().find_map(|info| match info {
+                        LinkXdp::ProgId(program) => Some(*program),
+                        _ => None,
+                    });
+                }
                 LinkAttribute::NumRxQueues(count) => link.queues.0 = *count,
                 LinkAttribute::NumTxQueues(count) => link.queues.1 = *count,
                 LinkAttribute::LinkInfo(infos) => {

@@ -37,6 +37,17 @@ pub fn name(index: u32) -> io::Result<Option<String>> {
     Ok(links::find_index(&mut netlink, index)?.map(|link| link.name))
 }
 
+/// The numbers of the XDP programs on the interfaces of these names, in the namespace of the
+/// calling thread.
+pub fn xdp_programs<'a>(names: impl Iterator<Item = &'a str>) -> io::Result<Vec<u32>> {
+    let mut netlink = socket::Rtnetlink::route()?;
+    let mut programs = Vec::new();
+    for name in names {
+        programs.extend(links::find(&mut netlink, name)?.and_then(|link| link.xdp_program));
+    }
+    Ok(programs)
+}
+
 /// Which of the links with these numbers are up and have their carrier, in the namespace of the
 /// calling thread.
 pub fn are_up(indices: impl Iterator<Item = u32>) -> io::Result<Vec<bool>> {
