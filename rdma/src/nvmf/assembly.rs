@@ -1,7 +1,8 @@
 //! Collects a PDU's header and its digest from a stream that may be cut anywhere.
 
 use super::Fault;
-use super::pdu::{self, COMMON_BYTES, Common, Digests, Header, MAX_HEADER_BYTES};
+use super::pdu::{self, COMMON_BYTES, Common, DIGEST_BYTES, Digests, Header, MAX_HEADER_BYTES};
+use super::state::{LoadError, ensure, state_struct};
 
 /// The header that is arriving, or the last one that did.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ impl Assembly {
         loop {
             if self.have == self.need && self.need > COMMON_BYTES as u8 {
                 // The last header ended here: a new one begins.
-                (self.have, self.need) = (0, COMMON_BYTES as u8);
+                (self.have, self.need, self.digest) = (0, COMMON_BYTES as u8, 0);
             }
             let count = usize::from(self.need - self.have).min(input.len() - used);
             let have = usize::from(self.have);
@@ -73,11 +74,21 @@ impl Assembly {
         Header::parse(header)
     }
 
+    /// What a loaded one must be.
+    pub fn check(&self) -> Result<(), LoadError> {
+        let is_digest = self.digest == 0 || usize::from(self.digest) == DIGEST_BYTES;
+        let least = COMMON_BYTES as u8 + self.digest.min(DIGEST_BYTES as u8);
+        let is_inside = self.have <= self.need && usize::from(self.need) <= MAX_HEADER_BYTES;
+        ensure(is_digest && self.need >= least && is_inside, "header")
+    }
+
     /// The bytes of the header so far, for a TermReq.
     pub fn so_far(&self) -> &[u8] {
         &self.bytes[..usize::from(self.have)]
     }
 }
+
+state_struct!(Assembly { bytes, have, need, digest, digests });
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@
 
 use super::bytes::{put_u16, put_u64, u16_at, u64_at};
 use super::capsule::{Sqe, admin};
+use super::state::{LoadError, Reader, State, ensure, state_struct};
 
 /// Where Identify Controller data is the vendor's (Base 5.17.2.1).
 const ANNOUNCED_AT: usize = 3072;
@@ -109,6 +110,8 @@ struct Known {
     is_start: bool,
 }
 
+state_struct!(Known { user, epoch, life, is_start });
+
 /// The current epoch of every user, as far as there is room; the longest unused one makes room.
 #[derive(Clone, Debug)]
 pub(crate) struct Epochs {
@@ -125,6 +128,24 @@ impl Epochs {
     pub fn new(most: usize, first: u64) -> Epochs {
         let first = first.max(1);
         Epochs { known: Vec::with_capacity(most), most, next: first, first }
+    }
+
+    /// As plain data.
+    pub fn save(&self, out: &mut Vec<u8>) {
+        self.known.save(out);
+        (self.next, self.first).save(out);
+    }
+
+    /// What was saved, with the same room.
+    pub fn loaded(&self, from: &mut Reader) -> Result<Epochs, LoadError> {
+        let loaded = Vec::<Known>::load(from)?;
+        let (next, first) = State::load(from)?;
+        let is_past = loaded.iter().all(|known| known.epoch < next);
+        ensure(loaded.len() <= self.most && is_past, "epochs")?;
+        ensure((1..=next).contains(&first) && next < u64::MAX / 2, "the next epoch")?;
+        let mut known = Vec::with_capacity(self.most);
+        known.extend(loaded);
+        Ok(Epochs { known, most: self.most, next, first })
     }
 
     /// The next epoch of `user`, or `None` when another life has replaced this one.

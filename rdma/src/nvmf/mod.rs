@@ -29,6 +29,7 @@ pub mod identify;
 pub mod initiator;
 mod outbox;
 pub mod pdu;
+mod state;
 pub mod target;
 
 pub use capsule::StatusCode;
@@ -36,6 +37,7 @@ pub use fabrics::Nqn;
 pub use fault::Fault;
 pub use outbox::{Piece, Pieces};
 pub use pdu::Digests;
+pub use state::LoadError;
 
 /// Where the next received bytes belong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,10 @@
 //! the digest is of that copy: whoever can write the data meanwhile cannot make them differ.
 
 use super::capsule::RANGE_BYTES;
-use super::pdu::{self, COMMAND_BYTES, DIGEST_BYTES, Header, MAX_HEADER_BYTES, SHORT_BYTES};
+use super::pdu::{
+    self, COMMAND_BYTES, DIGEST_BYTES, Digests, Header, MAX_HEADER_BYTES, SHORT_BYTES,
+};
+use super::state::{LoadError, Reader, State, ensure, state_enum, state_struct};
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -153,6 +156,34 @@ impl Entry {
         self
     }
 
+    /// What a loaded one must be, whatever its slot is.
+    fn check(&self, page_bytes: usize, digests: Digests) -> Result<(), LoadError> {
+        let small = usize::from(self.header_len) + usize::from(self.trailer_len);
+        let is_stored = small <= STORED_BYTES && usize::from(self.pad) <= ZEROS.len();
+        ensure(is_stored && self.header_len > 0, "a PDU's length")?;
+        match self.payload {
+            Payload::Place { offset, len } => {
+                let is_range = offset.checked_add(len).is_some() && self.slot.is_some();
+                ensure(is_range && self.is_digest_open == digests.data, "a PDU's data")?;
+            }
+            Payload::Page { offset, len } => {
+                let end = usize::from(offset) + usize::from(len);
+                ensure(end <= page_bytes && !self.is_digest_open, "a PDU's page")?;
+            }
+            Payload::None => ensure(!self.is_digest_open, "a digest without data")?,
+        }
+        let has_place = usize::from(self.trailer_len) >= DIGEST_BYTES;
+        ensure(!self.is_digest_open || has_place, "a digest without a place")
+    }
+
+    /// Whether its data, if it is its command's, ends within `bytes`.
+    pub fn is_within(&self, bytes: u32) -> bool {
+        match self.payload {
+            Payload::Place { offset, len } => offset + len <= bytes,
+            Payload::Page { .. } | Payload::None => true,
+        }
+    }
+
     /// Where in the PDU its data is.
     fn payload_range(&self) -> Range<usize> {
         let start = usize::from(self.header_len) + usize::from(self.pad);
@@ -204,6 +235,9 @@ impl Entry {
 const PARTS: u8 = 4;
 const TRAILER: u8 = 3;
 
+state_enum!(Payload { 0 => None, 1 => Place { offset, len }, 2 => Page { offset, len } });
+state_struct!(Entry { bytes, header_len, trailer_len, pad, is_digest_open, payload, slot });
+
 /// A bounded queue of PDUs to send.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbox {
@@ -234,6 +268,38 @@ impl Outbox {
     pub fn cancel_unsent(&mut self) -> u16 {
         self.entries.truncate(usize::from(self.sent > 0));
         self.entries.iter().filter(|entry| entry.slot.is_none()).count() as u16
+    }
+
+    /// The queue that was saved, with room for `capacity` PDUs. What its entries say of slots is for
+    /// the engine to check.
+    pub fn load(
+        from: &mut Reader,
+        capacity: usize,
+        page_bytes: usize,
+        digests: Digests,
+    ) -> Result<Outbox, LoadError> {
+        let mut outbox = Outbox::new(capacity);
+        let entries = Vec::<Entry>::load(from)?;
+        let (sent, crc) = <(u32, u32)>::load(from)?;
+        (outbox.sent, outbox.crc) = (sent as usize, crc);
+        ensure(entries.len() <= capacity, "more to send than there can be")?;
+        for entry in &entries {
+            entry.check(page_bytes, digests)?;
+        }
+        let first = entries.first().map_or(0, Entry::total_bytes);
+        ensure(outbox.sent < first.max(1), "more was sent than there was")?;
+        outbox.entries.extend(entries);
+        Ok(outbox)
+    }
+
+    pub fn save(&self, out: &mut Vec<u8>) {
+        self.entries.save(out);
+        (self.sent as u32, self.crc).save(out);
+    }
+
+    /// What is to be sent, in order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
     }
 
     /// Drops everything.

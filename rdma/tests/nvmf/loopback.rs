@@ -3,8 +3,8 @@
 use crate::ends::{Controller, Host, Random, admin_config, names, namespace, subsystem};
 use outboard_rdma::nvmf::capsule::{Sqe, admin};
 use outboard_rdma::nvmf::identify::commands;
-use outboard_rdma::nvmf::initiator::{Found, Progress, QueueConfig, Request, Setup, State};
-use outboard_rdma::nvmf::target::{Limits, Subsystem};
+use outboard_rdma::nvmf::initiator::{Found, Progress, Queue, QueueConfig, Request, Setup, State};
+use outboard_rdma::nvmf::target::{Limits, Subsystem, Target};
 use outboard_rdma::nvmf::{Digests, Op, StatusCode};
 
 const BLOCKS: u64 = 4096;
@@ -72,6 +72,8 @@ struct Run {
     /// Bytes of data that the target has room for.
     room: usize,
     ios: u32,
+    /// Both ends are saved and loaded now and then.
+    is_reloading: bool,
 }
 
 /// What is known to be in flight: no two I/Os overlap, so that every read has one right answer.
@@ -97,6 +99,7 @@ struct Fight {
     ended: u32,
     miscompares: u32,
     host_capsule: u32,
+    reloads: u32,
 }
 
 impl Fight {
@@ -164,7 +167,20 @@ impl Fight {
         wire.drain(..count as usize).collect()
     }
 
+    /// Everything goes on from what was saved.
+    fn reload(&mut self) {
+        self.host.queue = Queue::load(&self.host.queue.save()).unwrap();
+        let mut again = subsystem(BLOCKS, *self.subsystem.limits());
+        again.load(&self.subsystem.save()).unwrap();
+        self.subsystem = again;
+        self.end.target = Target::load(&self.end.target.save(), &self.subsystem).unwrap();
+    }
+
     fn turn(&mut self, run: &Run) {
+        if run.is_reloading && self.random.0.is_multiple_of(4) {
+            self.reload();
+            self.reloads += 1;
+        }
         if self.submitted < run.ios {
             for _ in 0..self.random.below(u64::from(run.depth)) + 1 {
                 self.submit(u64::from(run.limits.transfer_bytes) / 512);
@@ -189,7 +205,10 @@ impl Fight {
     }
 }
 
-fn fight(run: &Run) {
+/// How the fight went: the disk, what ended in which order, and how often both ends were reloaded.
+type Outcome = (Vec<u8>, u32, u32, u32);
+
+fn fight(run: &Run) -> Outcome {
     let mut subsystem = subsystem(BLOCKS, run.limits);
     let digests = run.digests;
     let config = QueueConfig { digests, ..admin_config() };
@@ -215,6 +234,7 @@ fn fight(run: &Run) {
         ended: 0,
         miscompares: 0,
         host_capsule: run.in_capsule_bytes,
+        reloads: 0,
     };
     let mut deepest = 0;
     for turn in 0.. {
@@ -229,6 +249,7 @@ fn fight(run: &Run) {
     assert!(fight.disk == fight.model && fight.miscompares > 0);
     assert!(fight.end.data.is_empty() && fight.end.running.is_empty());
     assert_eq!(deepest.min(8), run.depth.min(8), "the queue never filled");
+    (fight.disk, fight.ended, fight.miscompares, fight.reloads)
 }
 
 #[test]
@@ -246,6 +267,21 @@ fn thousands_of_ios_read_what_was_written() {
     ] {
         // Every kind, in turn; the last one has both.
         let digests = Digests::from_bits(((seed + 3) % 4) as u8);
-        fight(&Run { seed, depth, in_capsule_bytes, digests, limits, room, ios: 400 });
+        let run = |is_reloading| {
+            fight(&Run {
+                seed,
+                depth,
+                in_capsule_bytes,
+                digests,
+                limits,
+                room,
+                ios: 400,
+                is_reloading,
+            })
+        };
+        // The same happens whether both ends are saved, loaded and go on, or not.
+        let (plain, reloaded) = (run(false), run(true));
+        assert_eq!((plain.1, plain.2), (reloaded.1, reloaded.2));
+        assert!(plain.0 == reloaded.0 && plain.3 == 0 && reloaded.3 > 20);
     }
 }

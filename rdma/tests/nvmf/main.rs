@@ -9,3 +9,4 @@ mod hostile;
 mod lists;
 mod loopback;
 mod refusals;
+mod saved;

@@ -6,6 +6,7 @@
 //! Identifiers on the wire carry a generation, so that an answer to an earlier command is a
 //! [`Fault`], not an end of the wrong one.
 
+mod saved;
 mod setup;
 
 pub use setup::{Found, Progress, Setup, SetupError};

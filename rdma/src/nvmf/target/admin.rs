@@ -59,7 +59,8 @@ impl Target {
         self.queue = connect.queue;
         self.queue_size = connect.queue_size;
         self.has_flow_control = !connect.no_flow_control;
-        self.sq_head = if self.has_flow_control { 1 % (connect.queue_size + 1) } else { 0 };
+        // Never 0: the queue has a second entry at least.
+        self.sq_head = u16::from(self.has_flow_control);
         self.phase = Phase::Connected;
         Ok(member.id())
     }

@@ -20,6 +20,7 @@ mod features;
 mod io;
 mod ranges;
 mod receive;
+mod saved;
 mod subsystem;
 
 pub use ranges::MAX_RANGES;
@@ -591,7 +592,7 @@ impl Target {
             return Err(Fault::DataLimit);
         }
         if self.has_flow_control && self.queue_size > 0 {
-            self.sq_head = (self.sq_head + 1) % (self.queue_size + 1);
+            self.sq_head = if self.sq_head < self.queue_size { self.sq_head + 1 } else { 0 };
         }
         self.pad = common.pad_bytes();
         let answer = match self.phase {

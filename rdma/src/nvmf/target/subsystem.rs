@@ -195,18 +195,18 @@ pub struct Subsystem {
     pub(super) others: Vec<discovery::Entry>,
     /// Counts changes of that list.
     pub(super) generation: u64,
-    controllers: Box<[Controller]>,
-    next_id: u16,
-    epochs: Epochs,
+    pub(super) controllers: Box<[Controller]>,
+    pub(super) next_id: u16,
+    pub(super) epochs: Epochs,
     pub(super) stale_refusals: u64,
 }
 
 /// Who a connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
-    place: u16,
-    id: u16,
-    resets: u32,
+    pub(super) place: u16,
+    pub(super) id: u16,
+    pub(super) resets: u32,
 }
 
 impl Subsystem {
