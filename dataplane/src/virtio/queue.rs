@@ -15,6 +15,7 @@ use crate::virtio::fault::QueueFault;
 use crate::virtio::inflight::{Inflight, InflightError};
 use arrayvec::ArrayVec;
 use outboard_dma::{GuestError, GuestMemory, Segment, Window};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -36,7 +37,7 @@ const USED_NO_NOTIFY: u16 = 1;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// Where a queue lies, as the front end describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSetup {
     /// Entries: a power of two up to [`MAX_QUEUE_SIZE`].
     pub size: u16,
@@ -52,6 +53,41 @@ pub struct QueueSetup {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,
+}
+
+/// A queue as plain data, for another process to go on with. Chains that were popped and not
+/// pushed are their taker's to remember.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// What the rest means: [`STATE_VERSION`].
+    pub version: u32,
+    /// Where the queue lies; its base is the next available entry to take.
+    pub setup: QueueSetup,
+    /// Where the next used element goes, and the used index as the driver sees it.
+    pub used: [u16; 2],
+    /// The used index at which the driver's wish to be called was last looked at.
+    pub called_at: Option<u16>,
+    /// Heads to take again, the first at the end.
+    pub again: Vec<u16>,
+    /// The name of what broke the ring.
+    pub broken: Option<String>,
+}
+
+/// The version of [`QueueState`] that is written and read.
+pub const STATE_VERSION: u32 = 1;
+
+/// Why a saved queue cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueStateError {
+    /// Another version wrote it.
+    #[error("a saved queue of version {0}, not {STATE_VERSION}; stop the guest's disk instead")]
+    Version(u32),
+    /// The queue is not where it was, or never was.
+    #[error("a saved queue: {0}")]
+    Setup(#[from] QueueSetupError),
+    /// What is in it cannot be.
+    #[error("a saved queue whose {0} makes no sense")]
+    Value(&'static str),
 }
 
 /// Why a queue cannot be started.
@@ -124,6 +160,7 @@ impl Descriptor {
 #[derive(Debug)]
 pub struct Queue {
     memory: Arc<GuestMemory>,
+    setup: QueueSetup,
     descriptors: Window,
     available: Window,
     used: Window,
@@ -162,6 +199,7 @@ impl Queue {
         let next_used = used.load_u16(INDEX, Ordering::Acquire);
         Ok(Queue {
             memory: Arc::clone(memory),
+            setup: *setup,
             descriptors,
             available,
             used,
@@ -177,6 +215,41 @@ impl Queue {
             again: Vec::new(),
             broken: None,
         })
+    }
+
+    /// The queue as plain data. What was pushed is there whether it was published or not.
+    pub fn save(&self) -> QueueState {
+        QueueState {
+            version: STATE_VERSION,
+            setup: QueueSetup { base: self.next_available, ..self.setup },
+            used: [self.next_used, self.published_used],
+            called_at: self.called_at,
+            again: self.again.clone(),
+            broken: self.broken.map(|fault| fault.name().to_owned()),
+        }
+    }
+
+    /// Goes on where another process stopped. A queue that was tracked is to be
+    /// [tracked](Self::track) again.
+    pub fn load(memory: &Arc<GuestMemory>, state: &QueueState) -> Result<Queue, QueueStateError> {
+        if state.version != STATE_VERSION {
+            return Err(QueueStateError::Version(state.version));
+        }
+        let mut queue = Queue::new(memory, &state.setup)?;
+        let [next_used, published_used] = state.used;
+        if state.again.len() > usize::from(queue.size)
+            || state.again.iter().any(|head| *head >= queue.size)
+        {
+            return Err(QueueStateError::Value("list of heads"));
+        }
+        (queue.next_used, queue.published_used) = (next_used, published_used);
+        queue.called_at = state.called_at;
+        queue.again.clone_from(&state.again);
+        if let Some(name) = &state.broken {
+            let fault = QueueFault::ALL.iter().find(|fault| fault.name() == name);
+            queue.broken = Some(*fault.ok_or(QueueStateError::Value("fault"))?);
+        }
+        Ok(queue)
     }
 
     /// Keeps what is in flight in `inflight`, and takes what is there again before anything new.

@@ -2,7 +2,10 @@
 
 use crate::guest::*;
 use outboard::virtio::driver_ring::DriverRing;
-use outboard::virtio::queue::{DescriptorChain, Queue};
+use outboard::virtio::fault::QueueFault;
+use outboard::virtio::queue::{
+    DescriptorChain, Queue, QueueError, QueueSetup, QueueState, QueueStateError, STATE_VERSION,
+};
 use outboard_dma::GuestMemory;
 use outboard_sim::Rng;
 use std::collections::{BTreeMap, VecDeque};
@@ -197,10 +200,24 @@ impl Game {
     }
 }
 
-/// Nothing is lost, doubled, reordered or changed, and nobody who sleeps is forgotten.
+impl Game {
+    /// Another process goes on with the device's end, from what was saved as text.
+    fn hand_over(&mut self) {
+        let saved = serde_json::to_string(&self.queue.save()).unwrap();
+        let state: QueueState = serde_json::from_str(&saved).unwrap();
+        self.queue = Queue::load(&self.memory, &state).unwrap();
+        assert_eq!(self.queue.save(), state);
+    }
+}
+
+/// Nothing is lost, doubled, reordered or changed, and nobody who sleeps is forgotten; also when
+/// the device is saved and loaded at any moment.
 fn play(seed: u64, event_idx: bool) -> Reached {
     let mut game = Game::new(seed, event_idx);
     for step in 0..4_000 {
+        if game.rng.chance(50_000) {
+            game.hand_over();
+        }
         match game.rng.below(7) {
             0 => game.offer(step),
             1 => game.driver_publishes(),
@@ -212,6 +229,66 @@ fn play(seed: u64, event_idx: bool) -> Reached {
         }
     }
     game.reached
+}
+
+#[test]
+fn a_saved_queue_that_makes_no_sense_is_refused() {
+    let (memory, _, mut queue) = ends(8, true);
+    queue.break_by(QueueFault::AvailJump);
+    let state = queue.save();
+    let load = |state: &QueueState| Queue::load(&memory, state);
+    let mut again = load(&state).unwrap();
+    assert_eq!(again.fetch(), Err(QueueError::Ring(QueueFault::AvailJump)));
+    let wrong = |change: fn(&mut QueueState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        load(&state).map(|_| ()).unwrap_err()
+    };
+    let error = wrong(|state| state.version = STATE_VERSION + 1);
+    assert!(matches!(error, QueueStateError::Version(_)), "{error}");
+    let error = wrong(|state| state.setup.used = 0);
+    assert!(matches!(error, QueueStateError::Setup(_)), "{error}");
+    let error = wrong(|state| state.again = vec![8]);
+    assert!(matches!(error, QueueStateError::Value("list of heads")), "{error}");
+    let error = wrong(|state| state.again = vec![0; 9]);
+    assert!(matches!(error, QueueStateError::Value("list of heads")), "{error}");
+    let error = wrong(|state| state.broken = Some("nothing".into()));
+    assert!(matches!(error, QueueStateError::Value("fault")), "{error}");
+}
+
+/// Any state at all: refused, or a queue that works or is broken by name.
+#[test]
+fn fuzz_saved_queues() {
+    let (memory, ring, _) = ends(8, true);
+    let memory = std::panic::AssertUnwindSafe(memory);
+    let setup = ring.setup();
+    type Rough = ((u16, u16, u16), Option<u16>, Vec<u8>, (u8, u64, bool));
+    bolero::check!().with_type::<Rough>().for_each(|(indices, called_at, again, more)| {
+        let (base, used, published) = *indices;
+        let (size, moved, event_idx) = *more;
+        let place = if moved % 4 == 0 { moved } else { setup.used };
+        let size = if size % 4 == 0 { u16::from(size) } else { 8 };
+        let state = QueueState {
+            version: STATE_VERSION,
+            setup: QueueSetup { size, used: place, base, event_idx, ..setup },
+            used: [used, published],
+            called_at: *called_at,
+            again: again.iter().map(|head| u16::from(head % 9)).take(10).collect(),
+            broken: None,
+        };
+        let Ok(mut queue) = Queue::load(&memory, &state) else { return };
+        let mut chain = DescriptorChain::default();
+        for _ in 0..queue.fetch().unwrap_or(0) {
+            match queue.pop(&mut chain) {
+                Ok(Some(head)) | Err(QueueError::Chain { head, .. }) => queue.push(head, 0),
+                Ok(None) | Err(QueueError::Ring(_)) => break,
+            }
+        }
+        queue.publish();
+        queue.arm();
+        queue.disarm();
+        assert_eq!(Queue::load(&memory, &queue.save()).unwrap().save(), queue.save());
+    });
 }
 
 #[test]
