@@ -95,6 +95,7 @@ fn neither_end_allocates() {
         owner: 0,
         connections: 4,
         shared_frames: 64,
+        first_epoch: 1,
     };
     let region = Region::new(config.frames() + (SLOTS * FRAMES) as u32).unwrap();
     let mut exports = region.carve(config.frames()).unwrap();

@@ -86,6 +86,7 @@ mod tests {
                 owner: 0,
                 connections: 4,
                 shared_frames: 64,
+                first_epoch: 1,
             };
             let frames = config.frames();
             let mut free = Region::new(frames).unwrap().carve(frames).unwrap();

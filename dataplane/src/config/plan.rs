@@ -6,6 +6,7 @@ use outboard_wire::{IpPrefix, Ipv4Prefix, Ipv6Prefix, Mac};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Frames that a worker needs for each queue that it owns: a fill ring of 64, and as many on their
 /// way (the longest packet has 18).
@@ -246,6 +247,10 @@ pub enum Backing {
         nqn: String,
         /// Namespace identifier, from 1.
         nsid: u32,
+        /// How long I/O waits for a connection that was lost; zero: not at all.
+        loss_timeout: Duration,
+        /// How long a target that does not fence may still work on what it was sent before.
+        quiesce: Duration,
     },
 }
 

@@ -5,6 +5,7 @@ use super::section::{At, Section};
 use super::top::{Claims, Names, Shared, check_worker};
 use super::value;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// The most volumes of a host.
 const VOLUMES_MAX: usize = 256;
@@ -16,6 +17,15 @@ const DISKS_MAX: usize = 256;
 const DISK_QUEUES_MAX: u64 = 16;
 /// NVM Express Base Specification 2.0, 3.2.1.3: FFFFFFFFh means all namespaces.
 const NSID_MAX: u64 = 0xffff_fffe;
+/// How long I/O of a remote volume waits for a lost connection, at most: a week.
+const LOSS_TIMEOUT_MAX_S: u64 = 7 * 24 * 3600;
+/// And unless told otherwise: as Linux's `ctrl_loss_tmo`.
+const LOSS_TIMEOUT_S: u64 = 600;
+/// How long a target that does not fence is given to end what it was sent before, at most.
+const QUIESCE_MAX_MS: u64 = 3_600_000;
+/// And unless told otherwise: it must notice within twice the keep-alive timeout of 10 s that the
+/// host is gone (Base 3.9.3.1), and has as long again for the media I/O that it has begun.
+const QUIESCE_MS: u64 = 30_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -36,6 +46,8 @@ const KEYS_OF_KINDS: &[(&str, Kind, &str)] = &[
     ("address", Kind::Remote, "only for kind = \"remote\""),
     ("nqn", Kind::Remote, "only for kind = \"remote\""),
     ("nsid", Kind::Remote, "only for kind = \"remote\""),
+    ("loss_timeout_s", Kind::Remote, "only for kind = \"remote\""),
+    ("quiesce_ms", Kind::Remote, "only for kind = \"remote\""),
 ];
 
 /// What this file reads.
@@ -160,10 +172,15 @@ fn read_remote(section: &mut Section, shared: &mut Shared) -> Option<Backing> {
     let want = "\"nqn.2025-01.org.example:disk1\"";
     let nqn = section.required("nqn", want, sink, value::nqn);
     let nsid = section.optional("nsid", sink, value::number(1..=NSID_MAX));
+    let patience = value::number(0..=LOSS_TIMEOUT_MAX_S);
+    let patience = section.optional("loss_timeout_s", sink, patience);
+    let quiesce = section.optional("quiesce_ms", sink, value::number(0..=QUIESCE_MAX_MS));
     Some(Backing::Remote {
         address: address?.value,
         nqn: nqn?.value,
         nsid: nsid.map_or(1, |nsid| nsid.value as u32),
+        loss_timeout: Duration::from_secs(patience.map_or(LOSS_TIMEOUT_S, |given| given.value)),
+        quiesce: Duration::from_millis(quiesce.map_or(QUIESCE_MS, |given| given.value)),
     })
 }
 

@@ -1,40 +1,58 @@
 //! Connects remote volumes to their NVMe/TCP targets, and keeps them connected: the admin queue
 //! stays here, with its keep-alives; the I/O queue is handed to the worker.
 //!
-//! When either connection is lost, both are ended and made again, with pauses from
-//! [`FIRST_PAUSE`] to [`LAST_PAUSE`]. A target that then offers another namespace, or one of
-//! another size, is refused: I/O keeps failing instead of reaching somebody else's data.
+//! When either connection is lost, both are ended and made again: at once, and then with pauses
+//! from [`FIRST_PAUSE`] to [`LAST_PAUSE`]. I/O waits meanwhile (`volume/remote`), and is sent again
+//! when the past can have no effect any more: a target that knows the Fence command says when, any
+//! other is given `quiesce`. A target that then offers another namespace, or one of another size,
+//! is not used, and I/O ends as `MediumReplaced` until the right one is back; one that has given
+//! this volume's place to another process ends it as `Stale` for good.
+//!
+//! What notices that a target has gone: its closing of the connection; [`UNACKNOWLEDGED_MAX`]
+//! without an acknowledgement of its kernel; [`ANSWER_MAX`] without an answer to a keep-alive,
+//! which is sent every [`KEEP_ALIVE_EVERY`] on the admin queue. A slow medium is none of these: an
+//! I/O may take as long as it does.
+
+mod association;
+mod keeper;
 
 use crate::clock::now_ns;
-use crate::volume::remote::{DEPTH, Link, LossReason, Remote, RemoteControl, RemoteCounters};
-use crate::volume::{BlockDevice, Geometry};
+use crate::volume::remote::{Remote, RemoteCounters};
+use crate::volume::{BlockDevice, Dones, Geometry};
+use association::{Epoch, Patience, associate};
+use keeper::Keeper;
 use outboard_dma::EventFd;
-use outboard_rdma::nvmf::capsule::{Sqe, admin};
-use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
-use outboard_rdma::nvmf::identify::Namespace;
-use outboard_rdma::nvmf::initiator::{
-    Found, Progress, Queue, QueueConfig, Setup, SetupError, State,
-};
-use outboard_rdma::nvmf::{Digests, Fault, Nqn, Piece, StatusCode};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use outboard_rdma::nvmf::initiator::SetupError;
+use outboard_rdma::nvmf::{Digests, Nqn, StatusCode};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How long connecting and setting up may take, all together.
+/// How long connecting, setting up and fencing may take, all together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pauses between attempts: doubled each time.
-pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Pauses between attempts, but for the first one: doubled each time.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest.
-pub const LAST_PAUSE: Duration = Duration::from_secs(5);
+pub const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// After this without a sign of us the target gives up the association.
 const KEEP_ALIVE_MS: u32 = 10_000;
-/// How often a keep-alive is sent. One that is not answered by the next ends the association.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(4);
+/// How often a keep-alive is sent.
+pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// How long its answer may take before the target counts as gone. A target's worker answers
+/// between two turns, so that this is a process that does not run at all.
+pub const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long sent data may go without an acknowledgement before the connection counts as lost.
+pub const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(8);
+/// How long I/O in flight may take to end when the volume stops.
+const STOP_MAX: Duration = Duration::from_secs(1);
+/// How long I/O waits for a connection unless told otherwise.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a target that does not fence may still work on what it was sent before, unless told
+/// otherwise.
+const QUIESCE: Duration = Duration::from_secs(30);
 
 /// Why a target cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +110,18 @@ pub enum ConnectError {
         /// The subsystem.
         nqn: String,
     },
+    /// Another process has taken this volume's place.
+    #[error(
+        "{address}, subsystem {nqn}: another process with the name and volume of this one on this \
+         machine has taken its place, so that this one's epoch is of the past; its I/O fails. Give \
+         one of them another `name`, and restart this daemon"
+    )]
+    Stale {
+        /// The target.
+        address: SocketAddr,
+        /// The subsystem.
+        nqn: String,
+    },
 }
 
 fn hint(error: &SetupError) -> &'static str {
@@ -106,7 +136,45 @@ fn hint(error: &SetupError) -> &'static str {
     }
 }
 
-/// Where a volume is.
+/// What a remote volume is made with.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The target's address.
+    pub address: SocketAddr,
+    /// Its subsystem.
+    pub nqn: String,
+    /// The namespace.
+    pub nsid: u32,
+    /// Digests to ask for, on all connections.
+    pub digests: Digests,
+    /// Tells this volume from others that this machine has at that subsystem, and is the same
+    /// after a restart: whoever connects as the same user ends what the one before has in flight.
+    pub user: String,
+    /// How long I/O that changes the content waits before it is sent again to a target that does
+    /// not fence.
+    pub quiesce: Duration,
+    /// How long I/O waits for a connection that was lost; zero: not at all.
+    pub loss_timeout: Duration,
+}
+
+impl Wanted {
+    /// Namespace `nsid` of subsystem `nqn` for a user that no other volume is.
+    pub fn new(address: SocketAddr, nqn: &str, nsid: u32) -> Wanted {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Wanted {
+            address,
+            nqn: nqn.to_owned(),
+            nsid,
+            digests: Digests::NONE,
+            user: format!("{}.{number}", std::process::id()),
+            quiesce: QUIESCE,
+            loss_timeout: LOSS_TIMEOUT,
+        }
+    }
+}
+
+/// Where a volume is, and as whom it is used.
 #[derive(Clone, Debug)]
 struct Place {
     address: SocketAddr,
@@ -115,6 +183,9 @@ struct Place {
     digests: Digests,
     host_id: [u8; 16],
     host: Nqn,
+    user: u32,
+    /// When this volume was made: higher for a later process.
+    life: u64,
 }
 
 /// Keeps a remote volume connected until dropped.
@@ -136,11 +207,17 @@ impl Connector {
     pub fn counters(&self) -> &RemoteCounters {
         &self.counters
     }
+
+    /// Begins to end the volume's I/O: what is not done in a moment is aborted, so that nobody
+    /// waits for a target that does not answer.
+    pub fn stop(&self) {
+        self.stop.signal();
+    }
 }
 
 impl Drop for Connector {
     fn drop(&mut self) {
-        self.stop.signal();
+        self.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -150,46 +227,47 @@ impl Drop for Connector {
 }
 
 impl Remote {
-    /// Connects to namespace `nsid` of subsystem `nqn` and waits until I/O is possible. The
-    /// volume belongs to a worker; the connector keeps it connected.
+    /// Connects to namespace `nsid` of subsystem `nqn` as a user of its own, and waits until I/O
+    /// is possible. The volume belongs to a worker; the connector keeps it connected.
     pub fn connect(
         address: SocketAddr,
         nqn: &str,
         nsid: u32,
     ) -> Result<(Remote, Connector), ConnectError> {
-        Remote::connect_with(address, nqn, nsid, Digests::NONE)
+        Remote::connect_as(&Wanted::new(address, nqn, nsid))
     }
 
-    /// As [`connect`](Self::connect), with these digests on all connections.
-    pub fn connect_with(
-        address: SocketAddr,
-        nqn: &str,
-        nsid: u32,
-        digests: Digests,
-    ) -> Result<(Remote, Connector), ConnectError> {
-        let name = Nqn::from(nqn).ok().filter(|nqn| !nqn.is_empty());
-        let nqn = name.ok_or_else(|| ConnectError::Name(nqn.to_owned()))?;
+    /// The same for a user with a name.
+    pub fn connect_as(wanted: &Wanted) -> Result<(Remote, Connector), ConnectError> {
+        let address = wanted.address;
+        let name = Nqn::from(&wanted.nqn).ok().filter(|nqn| !nqn.is_empty());
+        let nqn = name.ok_or_else(|| ConnectError::Name(wanted.nqn.clone()))?;
         let (host_id, host) = host();
-        let place = Place { address, nqn, nsid, digests, host_id, host };
+        let user = user_number(&wanted.user);
+        let Wanted { nsid, digests, .. } = *wanted;
+        let life = wall_clock_ns();
+        let place = Place { address, nqn, nsid, digests, host_id, host, user, life };
         let prepare = |source| ConnectError::Prepare { address, source };
-        let (association, link, found) = associate(&place)?;
-        let namespace = found.namespace;
+        let stop = Arc::new(EventFd::new().map_err(prepare)?);
+        let patience = Patience::new(&stop);
+        let (association, link, namespace) = associate(&place, None, Epoch::NONE, &patience)?;
         let geometry = Geometry {
             block_bytes: namespace.block_bytes,
             blocks: namespace.blocks,
             read_only: namespace.read_only,
         };
-        let (mut remote, control) =
-            Remote::new(geometry, found.max_transfer_bytes).map_err(prepare)?;
+        let (mut remote, control) = Remote::new(geometry, wanted.loss_timeout).map_err(prepare)?;
         control.hand_over(link);
-        remote.reap(now_ns(), &mut crate::volume::Dones::new());
-        let stop = Arc::new(EventFd::new().map_err(prepare)?);
+        remote.reap(now_ns(), &mut Dones::new());
         let state = Arc::new(Mutex::new("ready".to_owned()));
         let counters = control.counters();
         let keeper = Keeper {
             place,
             namespace,
+            quiesce: wanted.quiesce,
+            epoch: association.epoch,
             control,
+            counters: Arc::clone(&counters),
             stop: Arc::clone(&stop),
             state: Arc::clone(&state),
         };
@@ -201,309 +279,15 @@ impl Remote {
     }
 }
 
-/// The admin queue's connection, and a second handle of the I/O queue's.
-#[derive(Debug)]
-struct Association {
-    socket: TcpStream,
-    queue: Queue,
-    io: TcpStream,
-}
-
-/// What ended an association.
-#[derive(Debug)]
-enum Ended {
-    Stopped,
-    /// The worker lost the I/O queue.
-    Io(LossReason),
-    /// The admin queue failed.
-    Admin(String),
-}
-
-struct Keeper {
-    place: Place,
-    namespace: Namespace,
-    control: RemoteControl,
-    stop: Arc<EventFd>,
-    state: Arc<Mutex<String>>,
-}
-
-impl Keeper {
-    fn run(self, first: Association) {
-        let Place { address, nqn, .. } = self.place;
-        let mut association = first;
-        loop {
-            tracing::info!("connected to {address}, subsystem {nqn}");
-            self.say("ready".into());
-            let why = match self.watch(&mut association) {
-                Ended::Stopped => return,
-                Ended::Io(reason) => reason.to_string(),
-                Ended::Admin(why) => {
-                    // The worker finds its end, and gives the link back.
-                    let _ = association.io.shutdown(Shutdown::Both);
-                    why
-                }
-            };
-            drop(association);
-            tracing::warn!("lost {address}, subsystem {nqn}: {why}");
-            self.say(format!("lost the connection: {why}"));
-            let Some(again) = self.reconnect() else { return };
-            association = again;
-        }
-    }
-
-    /// Sends keep-alives until something ends.
-    fn watch(&self, association: &mut Association) -> Ended {
-        let mut due = Instant::now() + KEEP_ALIVE_EVERY;
-        loop {
-            let left = due.saturating_duration_since(Instant::now());
-            let socket = association.socket.as_fd();
-            let [is_stopped, is_readable] = match self.wait(Some(socket), left) {
-                Ok(ready) => ready,
-                Err(error) => return Ended::Admin(format!("cannot wait: {error}")),
-            };
-            if is_stopped {
-                return Ended::Stopped;
-            }
-            if let Some(lost) = self.control.take_lost() {
-                return Ended::Io(lost.reason);
-            }
-            let outcome = if is_readable {
-                association.receive()
-            } else if Instant::now() >= due {
-                due = Instant::now() + KEEP_ALIVE_EVERY;
-                association.keep_alive()
-            } else {
-                Ok(())
-            };
-            if let Err(error) = outcome {
-                return Ended::Admin(format!("admin queue: {error}"));
-            }
-        }
-    }
-
-    fn reconnect(&self) -> Option<Association> {
-        let mut pause = FIRST_PAUSE;
-        let mut told = String::new();
-        loop {
-            let [is_stopped, _] = self.wait(None, pause).unwrap_or([true, false]);
-            if is_stopped {
-                return None;
-            }
-            // Links that the worker gave back since are closed here.
-            while self.control.take_lost().is_some() {}
-            pause = (pause * 2).min(LAST_PAUSE);
-            match self.attempt() {
-                Ok(association) => return Some(association),
-                Err(error) => {
-                    let text = error.to_string();
-                    // A target may be away for days: what has been said is not said again.
-                    if text != told {
-                        tracing::warn!("{text}; trying again");
-                        told.clone_from(&text);
-                    }
-                    self.say(text);
-                }
-            }
-        }
-    }
-
-    fn attempt(&self) -> Result<Association, ConnectError> {
-        let (association, link, found) = associate(&self.place)?;
-        let Place { address, nqn, .. } = self.place;
-        if found.namespace != self.namespace {
-            return Err(ConnectError::Changed { address, nqn: nqn.to_string() });
-        }
-        if self.control.hand_over(link) {
-            return Ok(association);
-        }
-        // The worker has not taken the last one yet: it will, and lose it.
-        let source = io::Error::from(ErrorKind::ResourceBusy);
-        Err(ConnectError::Prepare { address, source })
-    }
-
-    /// Waits for the stop, a lost link, the admin socket, or the time: whether it is the stop,
-    /// and whether the socket has something.
-    fn wait(&self, socket: Option<BorrowedFd>, time: Duration) -> io::Result<[bool; 2]> {
-        // The lost bell is looked at by the caller in any case.
-        let mut fds = [
-            PollFd::new(&*self.stop, PollFlags::IN),
-            PollFd::new(self.control.lost_bell(), PollFlags::IN),
-            PollFd::from_borrowed_fd(socket.unwrap_or(self.stop.as_fd()), PollFlags::IN),
-        ];
-        let timeout =
-            Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
-        // While reconnecting, a link that comes back is no reason to hurry.
-        let watched = if socket.is_some() { &mut fds[..] } else { &mut fds[..1] };
-        match poll(watched, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let is_readable = socket.is_some() && !fds[2].revents().is_empty();
-        Ok([!fds[0].revents().is_empty(), is_readable])
-    }
-
-    fn say(&self, state: String) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-    }
-}
-
-impl Association {
-    fn receive(&mut self) -> io::Result<()> {
-        read_once(&mut self.socket, &mut self.queue)?;
-        while let Some(end) = self.queue.take_control_end() {
-            if !end.status.is_success() {
-                return Err(io::Error::other(format!("keep-alive refused: {}", end.status)));
-            }
-        }
-        Ok(())
-    }
-
-    fn keep_alive(&mut self) -> io::Result<()> {
-        if self.queue.is_control_in_flight() {
-            return Err(io::Error::new(ErrorKind::TimedOut, "a keep-alive was not answered"));
-        }
-        self.queue.control(Sqe::new(admin::KEEP_ALIVE, 0, 0), 0);
-        write_all(&mut self.socket, &mut self.queue)
-    }
-}
-
-/// Makes an association: admin queue, set-up, one I/O queue.
-fn associate(place: &Place) -> Result<(Association, Link, Found), ConnectError> {
-    let Place { address, nqn, nsid, .. } = *place;
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
-    let setup_failed = |source| ConnectError::Setup { address, nqn: nqn.to_string(), source };
-    let mut socket = open(address, deadline)?;
-    let mut queue = Queue::new(config(place, 0, 1, ANY_CONTROLLER, 0));
-    let mut setup = Setup::new(nsid);
-    let found = loop {
-        let step = |source| ConnectError::Broken { address, what: "setting up", source };
-        match setup.poll(now_ns(), &mut queue).map_err(setup_failed)? {
-            Progress::Done(found) => break found,
-            Progress::Answer => {
-                exchange(&mut socket, &mut queue, deadline).map_err(step)?;
-            }
-            Progress::Time { at_ns } => {
-                std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(now_ns())));
-            }
-        }
-    };
-    let mut io = open(address, deadline)?;
-    let depth = found.max_in_flight.min(DEPTH);
-    let config = config(place, 1, depth, found.controller, found.in_capsule_bytes);
-    let mut io_queue = Queue::new(config);
-    loop {
-        let step = |source| ConnectError::Broken { address, what: "connecting a queue", source };
-        match io_queue.state() {
-            State::Ready { .. } => break,
-            State::Connecting => exchange(&mut io, &mut io_queue, deadline).map_err(step)?,
-            State::Refused(status) => {
-                let step = "to connect an I/O queue";
-                return Err(setup_failed(SetupError::Refused { step, status }));
-            }
-            State::Failed(fault) => return Err(setup_failed(SetupError::Failed(fault))),
-        }
-    }
-    let prepare = |source| ConnectError::Prepare { address, source };
-    let timeout = socket.set_write_timeout(Some(CONNECT_TIMEOUT));
-    timeout.and_then(|()| io.set_nonblocking(true)).map_err(prepare)?;
-    let second = io.try_clone().map_err(prepare)?;
-    let link = Link { socket: io, queue: io_queue };
-    Ok((Association { socket, queue, io: second }, link, found))
-}
-
-fn config(place: &Place, queue: u16, depth: u16, controller: u16, in_capsule: u32) -> QueueConfig {
-    QueueConfig {
-        queue,
-        depth,
-        keep_alive_ms: KEEP_ALIVE_MS,
-        in_capsule_bytes: in_capsule,
-        nsid: place.nsid,
-        digests: place.digests,
-        names: ConnectData {
-            host_id: place.host_id,
-            controller,
-            subsystem: place.nqn,
-            host: place.host,
-        },
-    }
-}
-
-fn open(address: SocketAddr, deadline: Instant) -> Result<TcpStream, ConnectError> {
-    let refused = |source| ConnectError::Connect { address, source };
-    let left = remaining(deadline).map_err(refused)?;
-    let socket = TcpStream::connect_timeout(&address, left).map_err(refused)?;
-    socket.set_nodelay(true).map_err(refused)?;
-    Ok(socket)
-}
-
-fn remaining(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::Error::new(ErrorKind::TimedOut, "no answer in time"));
-    }
-    Ok(left)
-}
-
-/// Sends what the engine has, then waits for some bytes.
-fn exchange(socket: &mut TcpStream, queue: &mut Queue, deadline: Instant) -> io::Result<()> {
-    let left = remaining(deadline)?;
-    socket.set_write_timeout(Some(left))?;
-    socket.set_read_timeout(Some(left))?;
-    write_all(socket, queue)?;
-    match read_once(socket, queue) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            Err(io::Error::new(ErrorKind::TimedOut, "no answer in time"))
-        }
-        outcome => outcome,
-    }
-}
-
-fn write_all(socket: &mut TcpStream, queue: &mut Queue) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    for piece in queue.pieces() {
-        if let Piece::Bytes(part) = piece {
-            bytes.extend_from_slice(part);
-        }
-    }
-    socket.write_all(&bytes)?;
-    queue.sent(bytes.len());
-    Ok(())
-}
-
-fn read_once(socket: &mut TcpStream, queue: &mut Queue) -> io::Result<()> {
-    let mut bytes = [0; 8192];
-    let count = loop {
-        match socket.read(&mut bytes) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => break outcome?,
-        }
-    };
-    if count == 0 {
-        return Err(io::Error::new(ErrorKind::UnexpectedEof, "the target closed it"));
-    }
-    let mut rest = &bytes[..count];
-    while !rest.is_empty() {
-        match queue.receive(rest) {
-            Ok(0) => return Err(broken(Fault::PduSequence)),
-            Ok(used) => rest = &rest[used..],
-            Err(fault) => {
-                // Tells the target why; that it may not listen any more changes nothing.
-                let _ = write_all(socket, queue);
-                return Err(broken(fault));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn broken(fault: Fault) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, format!("protocol violation: {}", fault.name()))
-}
-
-/// This machine as a host: its machine-id where there is one, so that a restart is the same host.
+/// This machine as a host: its machine-id where there is one, else what its kernel drew when it
+/// started, so that a restart of the daemon is the same host.
 fn host() -> ([u8; 16], Nqn) {
-    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let number = u128::from_str_radix(text.trim(), 16).unwrap_or_else(|_| {
+    let read = |path| {
+        let text: String = std::fs::read_to_string(path).unwrap_or_default();
+        u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
+    };
+    let machine = read("/etc/machine-id").or_else(|| read("/proc/sys/kernel/random/boot_id"));
+    let number = machine.unwrap_or_else(|| {
         use std::hash::{BuildHasher, RandomState};
         let half = || u128::from(RandomState::new().hash_one(0));
         half() << 64 | half()
@@ -514,15 +298,29 @@ fn host() -> ([u8; 16], Nqn) {
     (number.to_be_bytes(), Nqn::from(&name).unwrap_or_default())
 }
 
+/// FNV-1a (Fowler, Noll, Vo): the same for the same name in every version of this program.
+fn user_number(name: &str) -> u32 {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    name.bytes().fold(0x811c_9dc5, step)
+}
+
+/// Nanoseconds since 1970: what grows over restarts, and is never 0.
+pub(super) fn wall_clock_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(1, |since| since.as_nanos() as u64).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::listen::Listener;
     use crate::volume::export::{Export, ExportConfig};
+    use crate::volume::remote::DEPTH;
     use crate::volume::{Dones, Full, Io, Mem, Op, Volume, conformance};
     use crate::worker::{Storage, User, VolumeSlot};
     use outboard_dma::Region;
     use outboard_rdma::nvmf::identify::Identity;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::os::fd::RawFd;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -585,6 +383,7 @@ mod tests {
             owner: 0,
             connections: 2,
             shared_frames: 64,
+            first_epoch: 1,
         };
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
         let (export, door) = Export::new(&config, &volume, &mut free).unwrap();
@@ -601,8 +400,8 @@ mod tests {
             assert!(storage.close(&mut free));
         });
         let listener = Listener::start("127.0.0.1:0".parse().unwrap(), door).unwrap();
-        let (remote, connector) =
-            Remote::connect_with(listener.address(), NQN, 1, digests).unwrap();
+        let wanted = Wanted { digests, ..Wanted::new(listener.address(), NQN, 1) };
+        let (remote, connector) = Remote::connect_as(&wanted).unwrap();
         assert_eq!(remote.geometry(), geometry);
         let target = Some(target);
         Served { remote, _connector: connector, _listener: listener, stop, target }

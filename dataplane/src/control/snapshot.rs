@@ -122,6 +122,9 @@ impl Snapshot {
             state: self.connectors[index].as_ref().map_or("ready".into(), |link| link.state()),
             bytes: geometry.bytes(),
             in_flight: self.in_flight(index),
+            connection: self.connectors[index]
+                .as_ref()
+                .map_or_else(Vec::new, |link| Count::occurred(link.counters().occurrences())),
         });
         stats.collect()
     }

@@ -113,6 +113,9 @@ pub struct VolumeStats {
     pub bytes: u64,
     /// I/Os taken and not yet ended.
     pub in_flight: u32,
+    /// What the connection of a remote volume went through: the kinds that occurred.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connection: Vec<Count>,
 }
 
 /// One export.
@@ -302,8 +305,16 @@ impl Stats {
     fn print_storage(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&["volume", "kind", "state", "#bytes", "#in flight"]);
         for volume in &self.volumes {
-            let VolumeStats { name, kind, state, bytes, in_flight } = volume;
+            let VolumeStats { name, kind, state, bytes, in_flight, .. } = volume;
             table.row(&[name, kind, state, bytes, in_flight]);
+        }
+        table.print(f)?;
+        let mut table = Table::new(&["volume", "connection", "#count"]);
+        for volume in &self.volumes {
+            volume
+                .connection
+                .iter()
+                .for_each(|what| table.row(&[&volume.name, &what.name, &what.count]));
         }
         table.print(f)?;
         let mut table = Table::new(&["export", "listens", "#connections", "#commands", "#errors"]);
@@ -415,6 +426,7 @@ mod tests {
                 state: "ready".into(),
                 bytes: 64 << 20,
                 in_flight: 2,
+                connection: Vec::new(),
             }],
             exports: vec![ExportStats {
                 nqn: "nqn.2025-01.x:y".into(),

@@ -1,7 +1,7 @@
 //! Makes the storage side of a plan: volumes, the disks that give them to guests, and the exports
 //! that serve them to other hosts.
 
-use super::connect::{ConnectError, Connector};
+use super::connect::{ConnectError, Connector, Wanted, wall_clock_ns};
 use super::listen::{ListenError, Listener};
 use super::vhost::{VhostError, VhostServer};
 use crate::bell::Bell;
@@ -14,6 +14,7 @@ use crate::volume::export::{Export, ExportConfig, ExportCounters, ExportError, S
 use crate::volume::{BlockDevice, File, Geometry, Mem, OpenError, Remote, Volume};
 use crate::worker::{Storage, User, VolumeSlot};
 use outboard_dma::FreeList;
+use outboard_rdma::nvmf::Digests;
 use outboard_rdma::nvmf::identify::Identity;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
@@ -61,6 +62,13 @@ pub struct Stores {
     pub exports: Vec<Arc<ExportCounters>>,
 }
 
+impl Drop for Stores {
+    /// Remote volumes end their I/O first, for whoever waits for it.
+    fn drop(&mut self) {
+        self.connectors.iter().flatten().for_each(|connector| connector.stop());
+    }
+}
+
 /// Files that this start has made; removed when dropped.
 #[derive(Debug, Default)]
 struct MadeFiles(Vec<PathBuf>);
@@ -82,14 +90,12 @@ pub fn make(
     bells: &[Arc<Bell>],
     shares: &mut [FreeList],
 ) -> Result<(Stores, Vec<Storage>), StoreError> {
-    let mut stores = Stores {
-        disks: plan.disks.iter().map(|_| Arc::default()).collect(),
-        exports: plan.exports.iter().map(|_| Arc::default()).collect(),
-        ..Stores::default()
-    };
+    let mut stores = Stores::default();
+    stores.disks = plan.disks.iter().map(|_| Arc::default()).collect();
+    stores.exports = plan.exports.iter().map(|_| Arc::default()).collect();
     let mut slots: Vec<Vec<VolumeSlot>> = plan.workers.iter().map(|_| Vec::new()).collect();
     for (index, wanted) in plan.volumes.iter().enumerate() {
-        let (volume, connector) = open(wanted)?;
+        let (volume, connector) = open(&plan.name, wanted)?;
         if let (Volume::File(file), Backing::File { path, .. }) = (&volume, &wanted.backing)
             && file.made()
         {
@@ -106,7 +112,7 @@ pub fn make(
     Ok((stores, slots.into_iter().map(Storage::new).collect()))
 }
 
-fn open(wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError> {
+fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError> {
     let name = || wanted.name.clone();
     let opened = |source| StoreError::Volume { name: name(), source };
     let (block_bytes, read_only) = (wanted.block_bytes, wanted.read_only);
@@ -129,8 +135,17 @@ fn open(wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError
             }
             Ok((Volume::File(file), None))
         }
-        Backing::Remote { address, nqn, nsid } => {
-            let (remote, connector) = Remote::connect(*address, nqn, *nsid)
+        Backing::Remote { address, nqn, nsid, loss_timeout, quiesce } => {
+            let target = Wanted {
+                address: *address,
+                nqn: nqn.clone(),
+                nsid: *nsid,
+                digests: Digests::NONE,
+                user: format!("{host}/{}", wanted.name),
+                quiesce: *quiesce,
+                loss_timeout: *loss_timeout,
+            };
+            let (remote, connector) = Remote::connect_as(&target)
                 .map_err(|source| StoreError::Remote { name: name(), source })?;
             let found = remote.geometry().block_bytes;
             if block_bytes != 0 && found != block_bytes {
@@ -208,6 +223,7 @@ impl Stores {
                 owner: users.len() as u16,
                 connections: EXPORT_CONNECTIONS,
                 shared_frames: SHARED_FRAMES,
+                first_epoch: wall_clock_ns(),
             };
             let (mut made, door) = Export::new(&config, volume, free)
                 .map_err(|source| StoreError::Export { name: name(), source })?;

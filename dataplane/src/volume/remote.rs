@@ -1,26 +1,33 @@
 //! A volume at an NVMe/TCP target, over one connected I/O queue.
 //!
 //! Control connects and hands over a [`Link`]; the worker drives it. When the connection is lost,
-//! everything in flight ends as `ConnectionLost`, the link goes back to control, and I/O ends as
-//! `NotConnected` at once until control hands over a new one. Nothing is retried.
+//! the link goes back to control, and I/O waits in line for the next one (`recovery`). Every I/O
+//! takes effect once: it is sent again only when nothing of the lost connection can take effect
+//! any more, and it has not ended before.
 //!
 //! A write's data leaves from the I/O's segments. A read's small data is copied once, from the
 //! buffer that one receive call fills; what is not there yet is received straight into place. With
 //! data digests everything is copied once, in both directions, and the digest is of the copy.
 
+mod link;
+mod recovery;
+
+pub use link::{Link, LossReason, Lost, RemoteControl, RemoteCounters};
+
 use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
-use crate::counters::Counter;
-use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use link::Word;
 use outboard_dma::socket::{self, Gather, Scatter};
 use outboard_dma::{EventFd, Segments};
-use outboard_rdma::nvmf::initiator::{Queue, Request};
+use outboard_rdma::nvmf::initiator::Request;
 use outboard_rdma::nvmf::{self, Fault, Piece, StatusCode, Want};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 /// I/Os in flight at most, ended ones that wait for `reap` included.
 pub const DEPTH: u16 = 128;
@@ -33,100 +40,17 @@ const CALLS: usize = 8;
 const MAX_DISCARD_BLOCKS: u64 = u32::MAX as u64;
 /// The most blocks of one command (NLB has 16 bits).
 const MAX_BLOCKS: u64 = 1 << 16;
-
-/// A connected I/O queue and its socket (non-blocking, without Nagle's delay).
-#[derive(Debug)]
-pub struct Link {
-    /// The connection.
-    pub socket: TcpStream,
-    /// The engine, ready for commands.
-    pub queue: Queue,
-}
-
-/// Why a connection was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LossReason {
-    /// The target closed it.
-    Closed,
-    /// The socket failed.
-    Socket(ErrorKind),
-    /// The target broke the protocol, or said that we did.
-    Fault(Fault),
-}
-
-impl std::fmt::Display for LossReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            LossReason::Closed => f.write_str("the target closed it"),
-            LossReason::Socket(kind) => write!(f, "{kind}"),
-            LossReason::Fault(fault) => write!(f, "protocol violation: {}", fault.name()),
-        }
-    }
-}
-
-/// A link that goes back to control.
-#[derive(Debug)]
-pub struct Lost {
-    /// To be closed and freed where that may take time.
-    pub link: Link,
-    /// Why.
-    pub reason: LossReason,
-}
-
-/// Control's side of a remote volume.
-#[derive(Debug)]
-pub struct RemoteControl {
-    links: Sender<Link>,
-    links_bell: Arc<EventFd>,
-    lost: Receiver<Lost>,
-    lost_bell: Arc<EventFd>,
-    counters: Arc<RemoteCounters>,
-}
-
-impl RemoteControl {
-    /// Hands a connected link to the worker; `false`: the volume is gone.
-    pub fn hand_over(&self, link: Link) -> bool {
-        let is_sent = self.links.try_send(link).is_ok();
-        self.links_bell.signal();
-        is_sent
-    }
-
-    /// Takes back a link that was lost.
-    pub fn take_lost(&self) -> Option<Lost> {
-        self.lost_bell.drain();
-        self.lost.try_recv().ok()
-    }
-
-    /// Readable when a link was lost.
-    pub fn lost_bell(&self) -> &EventFd {
-        &self.lost_bell
-    }
-
-    /// What the volume counts.
-    pub fn counters(&self) -> Arc<RemoteCounters> {
-        Arc::clone(&self.counters)
-    }
-}
-
-/// What a remote volume counts.
-#[derive(Debug, Default)]
-pub struct RemoteCounters {
-    /// 1 while there is a connection.
-    pub connected: Counter,
-    /// Connections lost.
-    pub losses: Counter,
-    /// I/Os that ended because of it.
-    pub ended_by_loss: Counter,
-    /// Data received that did not match its digest; its I/O failed.
-    pub digest_errors: Counter,
-    /// I/Os in flight now.
-    pub in_flight: Counter,
-}
+/// What control may have said and the worker not heard yet.
+const WORDS: usize = 4;
 
 /// An I/O in flight: one command, or several when it is longer than a command may be.
 #[derive(Debug)]
 struct Parent {
     is_active: bool,
+    /// Its place in the order of submission.
+    order: u64,
+    /// Whether commands of it were made on any connection.
+    was_sent: bool,
     tag: Tag,
     op: Op,
     offset_bytes: u64,
@@ -137,6 +61,22 @@ struct Parent {
     /// Commands in flight.
     commands: u16,
     status: Status,
+}
+
+impl Parent {
+    const FREE: Parent = Parent {
+        is_active: false,
+        order: 0,
+        was_sent: false,
+        tag: Tag { owner: 0, slot: 0 },
+        op: Op::Flush,
+        offset_bytes: 0,
+        segments: Segments::new_const(),
+        bytes: 0,
+        issued: 0,
+        commands: 0,
+        status: Status::Ok,
+    };
 }
 
 /// Whose command is in an engine's slot, and where its data begins in that I/O's.
@@ -150,11 +90,16 @@ struct Command {
 #[derive(Debug)]
 pub struct Remote {
     geometry: Geometry,
+    /// What one command may transfer by the protocol, and on this connection.
+    most_bytes: u64,
     max_transfer_bytes: u64,
     link: Option<Link>,
     is_send_blocked: bool,
-    links: Receiver<Link>,
-    links_bell: Arc<EventFd>,
+    words: Receiver<Word>,
+    /// Words that control has sent, and those that were heard.
+    sent: Arc<AtomicU32>,
+    heard: u32,
+    bell: Arc<EventFd>,
     lost: Sender<Lost>,
     lost_bell: Arc<EventFd>,
     epoll: OwnedFd,
@@ -163,6 +108,17 @@ pub struct Remote {
     commands: Box<[Command]>,
     /// I/Os of which commands are still to be made, in order.
     backlog: VecDeque<u16>,
+    /// I/Os that change the content, while the target may still work on what it was sent before.
+    held: VecDeque<u16>,
+    holds_changes_until_ns: Option<u64>,
+    /// I/Os submitted so far.
+    submitted: u64,
+    /// Since when there is no connection.
+    lost_ns: Option<u64>,
+    /// For how long I/O waits for one.
+    patience_ns: u64,
+    /// Without a connection: what I/O ends as at once, instead of waiting.
+    fate: Option<Status>,
     ended: VecDeque<Done>,
     staging: Box<[u8]>,
     counters: Arc<RemoteCounters>,
@@ -172,50 +128,53 @@ pub struct Remote {
 const ANY: EventData = EventData::new_u64(0);
 
 impl Remote {
-    /// A volume of this geometry without a connection, and control's side of it.
-    /// `max_transfer_bytes`: what one command may transfer at most.
-    pub fn new(
-        geometry: Geometry,
-        max_transfer_bytes: Option<u64>,
-    ) -> io::Result<(Remote, RemoteControl)> {
+    /// A volume of this geometry without a connection, and control's side of it. Without one, I/O
+    /// waits for `patience`.
+    pub fn new(geometry: Geometry, patience: Duration) -> io::Result<(Remote, RemoteControl)> {
         let most = MAX_BLOCKS * u64::from(geometry.block_bytes);
-        let (links_in, links) = bounded(1);
+        let (words_in, words) = bounded(WORDS);
         let (lost, lost_out) = bounded(2);
-        let (links_bell, lost_bell) = (Arc::new(EventFd::new()?), Arc::new(EventFd::new()?));
+        let (bell, lost_bell) = (Arc::new(EventFd::new()?), Arc::new(EventFd::new()?));
+        let sent = Arc::<AtomicU32>::default();
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &*links_bell, ANY, EventFlags::IN)?;
+        epoll::add(&epoll, &*bell, ANY, EventFlags::IN)?;
         let counters = Arc::<RemoteCounters>::default();
-        let parent = || Parent {
-            is_active: false,
-            tag: Tag { owner: 0, slot: 0 },
-            op: Op::Flush,
-            offset_bytes: 0,
-            segments: Segments::new(),
-            bytes: 0,
-            issued: 0,
-            commands: 0,
-            status: Status::Ok,
+        let line = || VecDeque::with_capacity(usize::from(DEPTH));
+        let control = RemoteControl {
+            words: words_in,
+            sent: Arc::clone(&sent),
+            bell: Arc::clone(&bell),
+            lost: lost_out,
+            lost_bell: Arc::clone(&lost_bell),
+            counters: Arc::clone(&counters),
         };
         let remote = Remote {
             geometry,
-            max_transfer_bytes: max_transfer_bytes.unwrap_or(most).min(most),
+            most_bytes: most,
+            max_transfer_bytes: most,
             link: None,
             is_send_blocked: false,
-            links,
-            links_bell: Arc::clone(&links_bell),
+            words,
+            sent,
+            heard: 0,
+            bell,
             lost,
-            lost_bell: Arc::clone(&lost_bell),
+            lost_bell,
             epoll,
-            parents: (0..DEPTH).map(|_| parent()).collect(),
+            parents: (0..DEPTH).map(|_| Parent::FREE).collect(),
             free: (0..DEPTH).rev().collect(),
             commands: vec![Command::default(); usize::from(DEPTH)].into(),
-            backlog: VecDeque::with_capacity(usize::from(DEPTH)),
+            backlog: line(),
+            held: line(),
+            holds_changes_until_ns: None,
+            submitted: 0,
+            lost_ns: None,
+            patience_ns: patience.as_nanos() as u64,
+            fate: None,
             ended: VecDeque::with_capacity(usize::from(DEPTH)),
             staging: vec![0; STAGING_BYTES].into(),
-            counters: Arc::clone(&counters),
+            counters,
         };
-        let control =
-            RemoteControl { links: links_in, links_bell, lost: lost_out, lost_bell, counters };
         Ok((remote, control))
     }
 
@@ -228,61 +187,6 @@ impl Remote {
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         self.link.is_some()
-    }
-
-    fn adopt(&mut self) {
-        match self.links.try_recv() {
-            Ok(link) => {
-                // Control rings after it has sent: perhaps only now. While there is a link
-                // nobody listens, so that a late ring keeps no worker awake.
-                let _ = epoll::delete(&self.epoll, &*self.links_bell);
-                if epoll::add(&self.epoll, &link.socket, ANY, EventFlags::IN).is_ok() {
-                    self.counters.connected.set(1);
-                    self.is_send_blocked = false;
-                    self.link = Some(link);
-                } else {
-                    self.listen();
-                    self.give_back(link, LossReason::Socket(ErrorKind::Other));
-                }
-            }
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
-        }
-    }
-
-    /// Waits for the next link, which control sends only after it has got the last one back.
-    fn listen(&mut self) {
-        self.links_bell.drain();
-        let _ = epoll::add(&self.epoll, &*self.links_bell, ANY, EventFlags::IN);
-    }
-
-    fn give_back(&mut self, link: Link, reason: LossReason) {
-        // Control keeps up: there is one link at a time. If it is gone, the link is dropped here.
-        let _ = self.lost.try_send(Lost { link, reason });
-        self.lost_bell.signal();
-    }
-
-    /// The connection is lost: everything in flight ends.
-    fn lose(&mut self, reason: LossReason) {
-        let Some(link) = self.link.take() else { return };
-        let _ = epoll::delete(&self.epoll, &link.socket);
-        self.listen();
-        self.give_back(link, reason);
-        self.backlog.clear();
-        self.counters.connected.set(0);
-        self.counters.losses.add(1);
-        for index in 0..DEPTH {
-            if self.parents[usize::from(index)].is_active {
-                self.counters.ended_by_loss.add(1);
-                self.end(index, Status::ConnectionLost);
-            }
-        }
-    }
-
-    fn end(&mut self, index: u16, status: Status) {
-        let parent = &mut self.parents[usize::from(index)];
-        parent.is_active = false;
-        self.ended.push_back(Done { tag: parent.tag, status });
-        self.free.push(index);
     }
 
     /// Makes commands of the I/Os in line, as far as the queue has room.
@@ -306,6 +210,7 @@ impl Remote {
             };
             let Ok(slot) = link.queue.submit(&request) else { return };
             self.commands[usize::from(slot)] = Command { parent: index, start: parent.issued };
+            parent.was_sent = true;
             parent.commands += 1;
             parent.issued += bytes;
             if parent.issued == parent.bytes {
@@ -483,7 +388,7 @@ impl BlockDevice for Remote {
         let bytes = if io.op == Op::Flush { 0 } else { io.bytes() };
         let at_once = match self.geometry.check(io) {
             Err(status) => Some(status),
-            Ok(()) if self.link.is_none() => Some(Status::NotConnected),
+            Ok(()) if self.link.is_none() && self.fate.is_some() => self.fate,
             Ok(()) if io.op != Op::Flush && bytes == 0 => Some(Status::Ok),
             Ok(()) => None,
         };
@@ -494,6 +399,9 @@ impl BlockDevice for Remote {
         let index = self.free.pop().ok_or(Full)?;
         let parent = &mut self.parents[usize::from(index)];
         parent.is_active = true;
+        parent.order = self.submitted;
+        parent.was_sent = false;
+        self.submitted += 1;
         parent.tag = io.tag;
         parent.op = io.op;
         parent.offset_bytes = io.offset_bytes;
@@ -503,20 +411,26 @@ impl BlockDevice for Remote {
         }
         (parent.bytes, parent.issued, parent.commands) = (bytes, 0, 0);
         parent.status = Status::Ok;
-        self.backlog.push_back(index);
-        self.issue();
+        if self.holds_changes_until_ns.is_some() && io.op.is_change() {
+            self.held.push_back(index);
+        } else {
+            self.backlog.push_back(index);
+            self.issue();
+        }
         Ok(())
     }
 
-    fn reap(&mut self, _now_ns: u64, done: &mut Dones) {
-        if self.link.is_none() {
-            self.adopt();
-        }
+    fn reap(&mut self, now_ns: u64, done: &mut Dones) {
+        self.listen(now_ns);
+        self.release_changes(now_ns);
         if let Err(reason) = self.drive() {
             // A TermReq tells the target why; the data it may follow is still in place.
             self.collect();
             let _ = self.send();
-            self.lose(reason);
+            self.lose(now_ns, reason);
+        }
+        if self.link.is_none() {
+            self.lose_patience(now_ns);
         }
         let count = done.remaining_capacity().min(self.ended.len());
         done.extend(self.ended.drain(..count));
@@ -580,6 +494,7 @@ fn status_of(status: StatusCode) -> Status {
         StatusCode::READ_ERROR | StatusCode::WRITE_FAULT => Status::Media,
         StatusCode::COMPARE_FAILURE => Status::Miscompare,
         StatusCode::INVALID_OPCODE => Status::Unsupported,
+        StatusCode::STALE_EPOCH => Status::Stale,
         _ => Status::Target,
     }
 }

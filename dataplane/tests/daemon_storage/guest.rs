@@ -4,7 +4,7 @@ use crate::host::{PATIENCE, Scratch, until};
 use outboard::virtio::driver::{BlkDriver, BlkOptions, DriverError, DriverOp};
 use outboard_sim::Rng;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the oracle knows contents by.
 const BLOCK: usize = 4096;
@@ -70,6 +70,9 @@ pub struct Guest {
     flights: [Option<Flight>; SLOTS as usize],
     busy: Vec<bool>,
     rng: Rng,
+    last_end: Instant,
+    /// The longest time without an I/O that ended, while there were some in flight.
+    pub longest_pause: Duration,
 }
 
 impl Guest {
@@ -102,7 +105,29 @@ impl Guest {
             flights: [None; SLOTS as usize],
             busy: vec![false; oracle.blocks.len()],
             rng: Rng::new(oracle.writes + 1),
+            last_end: Instant::now(),
+            longest_pause: Duration::ZERO,
             oracle,
+        }
+    }
+
+    /// Keeps every slot busy until `count` more I/Os have ended, none of which may fail.
+    #[track_caller]
+    pub fn keep_busy(&mut self, count: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut ended = 0;
+        self.fill();
+        while ended < count {
+            match self.poll() {
+                Some((slot, is_done)) => {
+                    assert!(is_done, "an I/O failed");
+                    ended += 1;
+                    self.begin(slot);
+                    self.driver.kick();
+                }
+                None => std::thread::sleep(Duration::from_micros(50)),
+            }
+            assert!(Instant::now() < deadline, "I/Os do not end");
         }
     }
 
@@ -135,6 +160,9 @@ impl Guest {
                 self.oracle.blocks[block + index].push(write);
             }
         }
+        if self.in_flight() == 0 {
+            self.last_end = Instant::now();
+        }
         self.busy[block..block + count].fill(true);
         self.flights[usize::from(slot)] = Some(Flight { op, block, count, write });
         let offset = (block * BLOCK) as u64;
@@ -164,6 +192,8 @@ impl Guest {
         let flight = self.flights[usize::from(slot)].take().expect("one outcome of each I/O");
         let Flight { op, block, count, write } = flight;
         assert!(completion.status <= 1, "{completion:?}");
+        self.longest_pause = self.longest_pause.max(self.last_end.elapsed());
+        self.last_end = Instant::now();
         let is_done = completion.status == 0;
         self.busy[block..block + count].fill(false);
         let mut bytes = [0; BLOCK];
@@ -190,7 +220,7 @@ impl Guest {
             match self.poll() {
                 Some((_, true)) => outcome.done += 1,
                 Some((_, false)) => outcome.failed += 1,
-                None => std::thread::sleep(std::time::Duration::from_micros(50)),
+                None => std::thread::sleep(Duration::from_micros(50)),
             }
             assert!(Instant::now() < deadline, "{} I/Os did not end", self.in_flight());
         }
@@ -211,7 +241,7 @@ impl Guest {
                     self.begin(slot);
                     self.driver.kick();
                 }
-                None => std::thread::sleep(std::time::Duration::from_micros(50)),
+                None => std::thread::sleep(Duration::from_micros(50)),
             }
             assert!(Instant::now() < deadline, "I/Os do not end");
         }

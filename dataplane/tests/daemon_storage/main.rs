@@ -9,6 +9,7 @@ mod guest;
 mod host;
 mod hostile;
 mod killed;
+mod kills;
 mod many;
 mod refused;
 mod remote;

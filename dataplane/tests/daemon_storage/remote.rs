@@ -34,18 +34,25 @@ impl Pair {
     }
 }
 
-/// Asserts that I/O fails now, counted by name, and that the daemon says why.
+/// Asserts that the loss is known, said, and ends no I/O: it waits.
 #[track_caller]
-fn is_away(host: &Host, initiator: &Daemon, guest: &mut Guest) {
-    until("the loss is known", || (initiator.volume("far").state != "ready").then_some(()));
+fn is_awaited(host: &Host, initiator: &Daemon, guest: &mut Guest) {
     initiator.says("far", "is the target running, and reachable?");
-    let before = initiator.ended("vda", "not_connected");
-    let failed = u64::from(SLOTS);
-    assert_eq!(guest.run(failed), Outcome { done: 0, failed });
-    assert_eq!(initiator.ended("vda", "not_connected"), before + failed);
+    // What had ended before; then nothing ends.
+    while guest.poll().is_some() {}
+    guest.fill();
+    until("they wait in line", || {
+        (initiator.volume("far").in_flight == u32::from(SLOTS)).then_some(())
+    });
+    assert_eq!(guest.poll(), None);
     let shown = host.shown();
     assert!(shown.contains("cannot connect to 127."), "{shown}");
-    assert!(shown.contains("not_connected"), "{shown}");
+    assert!(shown.contains("losses"), "{shown}");
+}
+
+/// How often the connection of volume `far` went through this.
+fn connection(initiator: &Daemon, what: &str) -> u64 {
+    count(&initiator.volume("far").connection, what)
 }
 
 /// Asserts that all is well again, with what was there before.
@@ -59,7 +66,7 @@ fn is_back(initiator: &Daemon, guest: &mut Guest) {
 }
 
 #[test]
-fn a_target_that_is_killed_under_load_comes_back_with_its_data() {
+fn io_in_flight_survives_a_target_that_is_killed() {
     let pair = Pair::new(|address| file_target("data.img", address));
     let (initiator, target, mut guest) = pair.run();
     // Stopped first, so that all of these are in flight when it dies.
@@ -69,32 +76,35 @@ fn a_target_that_is_killed_under_load_comes_back_with_its_data() {
         (initiator.volume("far").in_flight == u32::from(SLOTS)).then_some(())
     });
     target.kill();
-    let in_flight = guest.drain();
-    assert!(in_flight.failed > 0, "{in_flight:?}");
-    assert_eq!(initiator.ended("vda", "connection_lost"), in_flight.failed);
-    is_away(&pair.a, &initiator, &mut guest);
+    is_awaited(&pair.a, &initiator, &mut guest);
     let target = pair.b.run();
+    assert_eq!(guest.drain(), Outcome { done: u64::from(SLOTS), failed: 0 });
     is_back(&initiator, &mut guest);
+    assert!(connection(&initiator, "reissued") >= u64::from(SLOTS));
     // And once more, wherever it is in its work.
     guest.fill();
     target.kill();
-    guest.drain();
     let target = pair.b.run();
+    assert_eq!(guest.drain().failed, 0);
     is_back(&initiator, &mut guest);
+    assert_eq!(connection(&initiator, "losses"), 2);
+    assert_eq!(connection(&initiator, "reconnects"), 2);
+    assert_eq!(connection(&initiator, "fences"), 3);
+    assert_eq!(connection(&initiator, "ended_by_loss"), 0);
     assert_eq!(initiator.disk("vda").queue_faults, []);
     initiator.stop();
     target.stop();
 }
 
 #[test]
-fn a_target_that_is_stopped_under_load_comes_back_with_its_data() {
+fn io_in_flight_survives_a_target_that_is_stopped() {
     let pair = Pair::new(|address| file_target("data.img", address));
     let (initiator, target, mut guest) = pair.run();
     guest.fill();
     target.stop();
-    guest.drain();
-    is_away(&pair.a, &initiator, &mut guest);
+    is_awaited(&pair.a, &initiator, &mut guest);
     let target = pair.b.run();
+    assert_eq!(guest.drain().failed, 0);
     is_back(&initiator, &mut guest);
     let log = initiator.stop();
     target.stop();
@@ -103,16 +113,72 @@ fn a_target_that_is_stopped_under_load_comes_back_with_its_data() {
 }
 
 #[test]
+fn a_volume_that_is_not_to_wait_fails_its_io_by_name() {
+    let (scratch, address) = (Scratch::new(), address());
+    let b = Host::new(&scratch, "b", &file_target("data.img", address));
+    let text = remote("far", NQN, address) + "loss_timeout_s = 0\n" + &disk("vda", "far");
+    let (target, initiator) = (b.run(), Host::new(&scratch, "a", &text).run());
+    let mut guest = Guest::new(&scratch, "vda", Oracle::new(BYTES));
+    guest.runs(100);
+    target.freeze();
+    guest.fill();
+    until("I/Os are in flight", || {
+        (initiator.volume("far").in_flight == u32::from(SLOTS)).then_some(())
+    });
+    target.kill();
+    let in_flight = guest.drain();
+    assert!(in_flight.failed > 0, "{in_flight:?}");
+    assert_eq!(initiator.ended("vda", "connection_lost"), in_flight.failed);
+    let failed = u64::from(SLOTS);
+    assert_eq!(guest.run(failed), Outcome { done: 0, failed });
+    assert_eq!(initiator.ended("vda", "not_connected"), failed);
+    let target = b.run();
+    is_back(&initiator, &mut guest);
+    initiator.stop();
+    target.stop();
+}
+
+#[test]
+fn a_daemon_of_the_same_name_takes_the_place_of_the_one_before() {
+    let pair = Pair::new(|address| file_target("data.img", address));
+    let (initiator, target, mut guest) = pair.run();
+    // The same instance as another process, with a control socket of its own.
+    let text = std::fs::read_to_string(&pair.a.config).unwrap().replace("a.sock", "c.sock");
+    let second = Host::new(&pair.scratch, "c", "");
+    std::fs::write(&second.config, text.replace("disk-vda", "disk-vdc")).unwrap();
+    let second = second.run();
+    initiator.says("far", "this one's epoch is of the past; its I/O fails");
+    assert_eq!(guest.run(20).done, 0);
+    assert!(initiator.ended("vda", "stale") > 0);
+    until("the refusal is counted", || {
+        (count(&target.export(NQN).errors, "stale_refusals") > 0).then_some(())
+    });
+    let mut guest = Guest::new(&pair.scratch, "vdc", guest.kill());
+    guest.verify();
+    guest.runs(100);
+    second.stop();
+    initiator.stop();
+    target.stop();
+}
+
+#[test]
 fn memory_that_is_new_after_a_restart_is_not_taken_for_the_old() {
     let volume = "[[volume]]\nname = 'data'\nkind = 'mem'\nsize = '4MiB'\n";
     let pair = Pair::new(|address| volume.to_owned() + &export("data", NQN, address));
     let (initiator, target, mut guest) = pair.run();
+    target.freeze();
+    guest.fill();
+    until("I/Os are in flight", || {
+        (initiator.volume("far").in_flight == u32::from(SLOTS)).then_some(())
+    });
     target.kill();
     let target = pair.b.run();
     initiator.says("far", "another namespace, or one of another size, is there now");
+    let outcome = guest.drain();
+    assert_eq!((outcome.done, outcome.failed), (0, u64::from(SLOTS)), "what was in flight");
     let outcome = guest.run(u64::from(SLOTS));
     assert_eq!(outcome.done, 0, "I/O reached another volume");
-    assert!(initiator.ended("vda", "not_connected") > 0);
+    assert_eq!(initiator.ended("vda", "medium_replaced"), 2 * u64::from(SLOTS));
     until("it leaves", || (target.export(NQN).connections == 0).then_some(()));
     assert_eq!(target.export(NQN).commands, 0);
     // Whoever restarts it accepts the new one.
@@ -160,13 +226,10 @@ fn a_host_may_pass_on_what_it_has_from_another() {
         (relay.volume("far").in_flight == u32::from(SLOTS)).then_some(())
     });
     target.kill();
-    let lost = guest.drain().failed;
-    assert_eq!(initiator.ended("vda", "target"), lost);
-    assert_eq!(count(&relay.export(nqn).errors, "connection_lost"), lost);
-    assert_eq!((relay.volume("far").in_flight, initiator.volume("far").in_flight), (0, 0));
-    assert_eq!(initiator.volume("far").state, "ready", "the one in the middle is well");
     let target = source.run();
-    guest.until_served();
+    assert_eq!(guest.drain().failed, 0);
+    assert_eq!(initiator.volume("far").state, "ready", "the one in the middle is well");
+    assert_eq!(count(&relay.volume("far").connection, "losses"), 1);
     guest.verify();
     guest.runs(200);
     initiator.stop();

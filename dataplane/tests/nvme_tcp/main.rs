@@ -5,8 +5,10 @@ mod hosts;
 mod server;
 
 use outboard::clock::now_ns;
+use outboard::control::connect::Wanted;
 use outboard::volume::export::{CONNECT_TIMEOUT_NS, End, MAX_UNCONNECTED};
-use outboard::volume::{BlockDevice, Dones, Op, Remote, Status};
+use outboard::volume::remote::DEPTH;
+use outboard::volume::{BlockDevice, Dones, Full, Io, Op, Remote, Status, Tag};
 use outboard_dma::{Frame, Segment};
 use outboard_rdma::nvmf::Fault;
 use outboard_sim::Rng;
@@ -14,6 +16,7 @@ use server::{BLOCKS, Client, NQN, Server, identity, until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// An I/O of the random run.
 struct Flight {
@@ -108,8 +111,18 @@ fn random_ios_read_what_was_written() {
     assert!(server.counters.commands.get() > 4000, "long I/Os are several commands");
 }
 
+/// Drives a volume until it is connected again.
+#[track_caller]
+fn until_connected(client: &mut Client) {
+    until("the volume is connected again", || {
+        client.remote.reap(now_ns(), &mut Dones::new());
+        client.remote.is_connected()
+    });
+    until("the state says so", || client.connector.state() == "ready");
+}
+
 #[test]
-fn a_target_that_restarts_fails_io_in_flight_and_serves_again() {
+fn io_in_flight_survives_a_target_that_restarts() {
     let server = Server::new();
     let address = server.address();
     let mut client = Client::new(address);
@@ -121,29 +134,67 @@ fn a_target_that_restarts_fails_io_in_flight_and_serves_again() {
         client.submit(slot, Op::Read, 0, &[place]);
     }
     drop(server);
-    let mut lost = 0;
-    while lost < 100 {
-        for done in client.reap() {
-            assert_eq!(done.status, Status::ConnectionLost);
-            lost += 1;
-        }
-    }
-    assert_eq!(client.remote.in_flight(), 0);
-    assert_eq!(client.run(Op::Read, 0, &[place]), Status::NotConnected);
-    assert_eq!(client.run(Op::Flush, 0, &[]), Status::NotConnected);
-    until("the loss is told", || client.connector.state() != "ready");
-    let server = Server::start(address, identity(1));
-    until("the volume is connected again", || {
+    until("the loss is told", || {
         client.remote.reap(now_ns(), &mut Dones::new());
-        client.remote.is_connected()
+        client.connector.state() != "ready"
     });
+    // Without a connection I/O waits in line, as much of it as may be in flight.
+    for slot in 100..DEPTH {
+        client.submit(slot, Op::Write, 8, &[place]);
+    }
+    let (tag, op) = (Tag { owner: 9, slot: 0 }, Op::Flush);
+    let more = Io { tag, op, offset_bytes: 0, range_bytes: 0, segments: &[] };
+    assert_eq!(client.remote.submit(now_ns(), &more), Err(Full));
+    let server = Server::start(address, identity(1));
+    let mut ended = 0;
+    while ended < usize::from(DEPTH) {
+        let done = client.reap();
+        assert!(done.iter().all(|done| done.status == Status::Ok));
+        ended += done.len();
+    }
     client.check(5, 78);
-    until("the state says so", || client.connector.state() == "ready");
-    assert_eq!(client.connector.counters().losses.get(), 1);
-    assert_eq!(client.connector.counters().ended_by_loss.get(), 100);
+    let counters = client.connector.counters();
+    assert_eq!((counters.losses.get(), counters.reconnects.get()), (1, 1));
+    assert_eq!((counters.ended_by_loss.get(), counters.fences.get()), (0, 2));
+    assert!(counters.reissued.get() <= 100, "only what was sent is sent again");
+    assert!(counters.longest_outage_ms.get() > 0);
     client.free.give(frame);
     drop(client);
     drop(server);
+}
+
+#[test]
+fn io_waits_for_a_lost_target_no_longer_than_it_may() {
+    for (patience, in_flight) in [(Duration::ZERO, 100), (Duration::from_millis(300), DEPTH)] {
+        let server = Server::new();
+        let address = server.address();
+        let wanted = Wanted { loss_timeout: patience, ..Wanted::new(address, NQN, 1) };
+        let mut client = Client::with(&wanted);
+        let mut frame = client.free.take().unwrap();
+        let place = Segment::of_frame(&mut frame, 0, 4096);
+        for slot in 0..in_flight {
+            client.submit(slot, Op::Write, 0, &[place]);
+        }
+        drop(server);
+        let mut ended = 0;
+        while ended < in_flight {
+            for done in client.reap() {
+                let is_lost = [Status::ConnectionLost, Status::NotConnected].contains(&done.status);
+                assert!(is_lost, "{done:?}");
+                ended += 1;
+            }
+        }
+        assert_eq!(client.remote.in_flight(), 0);
+        assert_eq!(client.run(Op::Read, 0, &[place]), Status::NotConnected);
+        assert_eq!(client.run(Op::Flush, 0, &[]), Status::NotConnected);
+        assert_eq!(client.connector.counters().ended_by_loss.get(), u64::from(in_flight));
+        let server = Server::start(address, identity(1));
+        until_connected(&mut client);
+        client.check(5, 78);
+        client.free.give(frame);
+        drop(client);
+        drop(server);
+    }
 }
 
 #[test]
@@ -152,12 +203,40 @@ fn another_namespace_at_the_same_address_is_refused() {
     let address = server.address();
     let mut client = Client::new(address);
     drop(server);
-    let _server = Server::start(address, identity(2));
-    until("the other namespace is refused", || {
-        client.remote.reap(now_ns(), &mut Dones::new());
-        client.connector.state().contains("another namespace")
-    });
-    assert_eq!(client.run(Op::Flush, 0, &[]), Status::NotConnected);
+    client.submit(4, Op::Flush, 0, &[]);
+    let server = Server::start(address, identity(2));
+    assert_eq!(client.reap()[0].status, Status::MediumReplaced, "what waited");
+    assert!(client.connector.state().contains("another namespace"));
+    assert_eq!(client.run(Op::Flush, 0, &[]), Status::MediumReplaced, "what comes");
+    assert_eq!(server.counters.commands.get(), 0);
+    // The right one is used again.
+    drop(server);
+    let _server = Server::start(address, identity(1));
+    until_connected(&mut client);
+    client.check(5, 78);
+}
+
+#[test]
+fn a_process_that_another_one_has_replaced_is_of_the_past() {
+    let server = Server::new();
+    let wanted = Wanted { user: "host/volume".into(), ..Wanted::new(server.address(), NQN, 1) };
+    let mut first = Client::with(&wanted);
+    first.check(5, 1);
+    let mut second = Client::with(&wanted);
+    second.check(5, 2);
+    let place = first.free.take().map(|mut frame| Segment::of_frame(&mut frame, 0, 512)).unwrap();
+    assert_eq!(first.run(Op::Read, 5, &[place]), Status::Stale);
+    until("it says so", || first.connector.state().contains("epoch is of the past"));
+    assert_eq!(first.run(Op::Write, 5, &[place]), Status::Stale);
+    assert_eq!(first.connector.counters().stale_refusals.get(), 1);
+    assert_eq!(server.counters.ended(End::Fenced), 2);
+    assert_eq!(server.counters.fences.get(), 2);
+    until("the refusal is counted", || server.counters.stale_refusals.get() == 1);
+    second.check(5, 3);
+    // Another user of the same machine is nobody's past.
+    let other = Wanted { user: "host/other".into(), ..wanted };
+    Client::with(&other).check(6, 4);
+    second.check(5, 5);
 }
 
 #[test]

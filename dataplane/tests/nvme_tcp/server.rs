@@ -1,7 +1,7 @@
 //! A worker that serves a memory volume on a thread, and a remote volume with memory for its I/O.
 
 use outboard::clock::now_ns;
-use outboard::control::connect::Connector;
+use outboard::control::connect::{Connector, Wanted};
 use outboard::control::listen::Listener;
 use outboard::volume::export::{Export, ExportConfig, ExportCounters};
 use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag};
@@ -39,6 +39,7 @@ fn config(connections: u16, identity: Identity) -> ExportConfig {
         owner: 3,
         connections,
         shared_frames: 64,
+        first_epoch: 1,
     }
 }
 
@@ -133,7 +134,11 @@ pub struct Client {
 
 impl Client {
     pub fn new(address: SocketAddr) -> Client {
-        let (remote, connector) = Remote::connect(address, NQN, 1).unwrap();
+        Client::with(&Wanted::new(address, NQN, 1))
+    }
+
+    pub fn with(wanted: &Wanted) -> Client {
+        let (remote, connector) = Remote::connect_as(wanted).unwrap();
         let free = Region::new(4096).unwrap().carve(4096).unwrap();
         Client { remote, connector, free }
     }

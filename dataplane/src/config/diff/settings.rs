@@ -124,11 +124,13 @@ fn volume(volume: &Volume) -> Settings {
             let _ = create_bytes;
             settings([("kind", "file".into()), ("path", path.display().to_string())])
         }
-        Backing::Remote { address, nqn, nsid } => settings([
+        Backing::Remote { address, nqn, nsid, loss_timeout, quiesce } => settings([
             ("kind", "remote".into()),
             ("address", address.to_string()),
             ("nqn", nqn.clone()),
             ("nsid", nsid.to_string()),
+            ("loss_timeout_s", loss_timeout.as_secs().to_string()),
+            ("quiesce_ms", quiesce.as_millis().to_string()),
         ]),
     });
     all

@@ -66,6 +66,10 @@ pub(super) struct Connection {
     interest: Interest,
     pub active_ns: u64,
     failed_ns: Option<u64>,
+    /// Its host has fenced it out: nothing begins any more.
+    pub is_stale: bool,
+    /// A Fence command came and waits for its answer.
+    is_fencing: bool,
 }
 
 impl Connection {
@@ -88,6 +92,8 @@ impl Connection {
             interest: Interest::INPUT,
             active_ns: 0,
             failed_ns: None,
+            is_stale: false,
+            is_fencing: false,
         }
     }
 
@@ -147,6 +153,7 @@ impl Connection {
         self.interest = Interest::INPUT;
         self.active_ns = now_ns;
         self.failed_ns = None;
+        (self.is_stale, self.is_fencing) = (false, false);
         self.socket = Some(socket);
     }
 
@@ -168,6 +175,33 @@ impl Connection {
         let is_new = self.failed_ns.is_none();
         self.failed_ns.get_or_insert(now_ns);
         is_new.then_some(fault)
+    }
+
+    /// Whether a Fence command has come, once.
+    pub fn has_new_fence(&mut self) -> bool {
+        let is_fencing = self.target.is_fencing();
+        is_fencing && !std::mem::replace(&mut self.is_fencing, is_fencing)
+    }
+
+    pub fn is_fencing(&self) -> bool {
+        self.is_fencing
+    }
+
+    pub fn learn_stale(&mut self, subsystem: &Subsystem) {
+        self.is_stale = self.target.is_stale(subsystem);
+    }
+
+    /// Whether a fence has to wait for what it has running: its host has fenced it out, or nobody
+    /// will hear of it any more.
+    pub fn is_of_past(&self, subsystem: &Subsystem) -> bool {
+        self.socket.is_none() || self.is_stale || self.target.is_orphan(subsystem)
+    }
+
+    /// Answers the Fence command that waits, if one does.
+    pub fn finish_fence(&mut self, subsystem: &mut Subsystem) {
+        if std::mem::take(&mut self.is_fencing) {
+            self.target.finish_fence(subsystem);
+        }
     }
 
     /// Why it is to be closed now, if it is.

@@ -23,6 +23,8 @@ pub enum End {
     Orphan,
     /// Data that was asked for did not come in time.
     DataTimeout,
+    /// Its host has fenced it out: it belonged to an epoch of the past.
+    Fenced,
     /// The export stopped.
     Stopped,
 }
@@ -38,6 +40,7 @@ impl End {
         End::Refused,
         End::Orphan,
         End::DataTimeout,
+        End::Fenced,
         End::Stopped,
     ];
 
@@ -52,6 +55,7 @@ impl End {
             End::Refused => "connection_refused",
             End::Orphan => "connection_orphan",
             End::DataTimeout => "connection_data_timeout",
+            End::Fenced => "connection_fenced",
             End::Stopped => "connection_stopped",
         }
     }
@@ -87,6 +91,10 @@ pub struct ExportCounters {
     pub expired: Counter,
     /// Data received that did not match its digest; its command failed.
     pub digest_errors: Counter,
+    /// Fence commands that hosts began.
+    pub fences: Counter,
+    /// Commands refused because they belonged to an epoch of the past.
+    pub stale_refusals: Counter,
     ends: [Counter; End::ALL.len()],
     faults: [Counter; Fault::ALL.len()],
     statuses: [Counter; Status::ALL.len()],
@@ -108,6 +116,8 @@ impl Default for ExportCounters {
             compares: Counter::default(),
             expired: Counter::default(),
             digest_errors: Counter::default(),
+            fences: Counter::default(),
+            stale_refusals: Counter::default(),
             ends: std::array::from_fn(|_| Counter::default()),
             faults: std::array::from_fn(|_| Counter::default()),
             statuses: std::array::from_fn(|_| Counter::default()),
@@ -156,7 +166,8 @@ impl ExportCounters {
         let expired = std::iter::once(("keep_alive_expired", self.expired.get()));
         let turned_away = ("connection_turned_away", self.turned_away.get());
         let digests = ("data_digest", self.digest_errors.get());
-        let others = expired.chain([turned_away, digests]);
+        let stale = ("stale_refusals", self.stale_refusals.get());
+        let others = expired.chain([turned_away, digests, stale]);
         faults.chain(ends).chain(failed).chain(others).filter(|(_, count)| *count > 0)
     }
 }

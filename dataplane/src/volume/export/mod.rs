@@ -11,6 +11,7 @@
 
 mod connection;
 mod counters;
+mod fence;
 mod pool;
 
 pub use counters::{End, ExportCounters};
@@ -70,6 +71,8 @@ pub struct ExportConfig {
     pub connections: u16,
     /// Frames that any connection may use beyond its guaranteed ones.
     pub shared_frames: u32,
+    /// The first epoch that hosts are given: higher than any that was given at an earlier start.
+    pub first_epoch: u64,
 }
 
 impl ExportConfig {
@@ -148,6 +151,8 @@ pub struct Export {
     in_flight: u32,
     /// Memory or room in an outbox became free since held connections were last looked at.
     has_freed: bool,
+    /// A host's Fence command waits for its answer.
+    has_fence: bool,
     doorway: Receiver<TcpStream>,
     bell: Arc<EventFd>,
     epoll: OwnedFd,
@@ -195,7 +200,8 @@ impl Export {
         let export = Export {
             owner: config.owner,
             slots,
-            subsystem: Subsystem::new(nqn, &config.serial, namespace, limits),
+            subsystem: Subsystem::new(nqn, &config.serial, namespace, limits)
+                .with_first_epoch(config.first_epoch),
             connections,
             live: ArrayVec::new(),
             hot: ArrayVec::new(),
@@ -203,6 +209,7 @@ impl Export {
             backlog: VecDeque::with_capacity(usize::from(config.connections) * usize::from(slots)),
             in_flight: 0,
             has_freed: false,
+            has_fence: false,
             doorway,
             bell: Arc::clone(&bell),
             epoll,
@@ -248,6 +255,9 @@ impl Export {
             if self.connections[usize::from(index)].is_held() {
                 moved += self.serve(now_ns, index, false, volume);
             }
+        }
+        if self.has_fence {
+            self.settle_fences(now_ns);
         }
         moved
     }
@@ -418,6 +428,9 @@ impl Export {
         if let Some(fault) = connection.new_fault(now_ns) {
             self.counters.fault(fault);
         }
+        if connection.has_new_fence() {
+            self.begin_fence();
+        }
         let mut commands = 0;
         while let Some(slot) = self.connections[usize::from(index)].next_command() {
             commands += 1;
@@ -429,7 +442,9 @@ impl Export {
 
     /// Submits a command, or puts it in line.
     fn submit(&mut self, now_ns: u64, number: u16, volume: &mut impl BlockDevice) {
-        if !self.backlog.is_empty() || !self.try_submit(now_ns, number, volume) {
+        if self.connections[usize::from(number / self.slots)].is_stale {
+            self.end(number / self.slots, number % self.slots, StatusCode::STALE_EPOCH);
+        } else if !self.backlog.is_empty() || !self.try_submit(now_ns, number, volume) {
             self.backlog.push_back(number);
         }
     }
@@ -460,6 +475,8 @@ impl Export {
             let (index, slot) = (number / self.slots, number % self.slots);
             if !self.connections[usize::from(index)].is_open() {
                 self.end(index, slot, StatusCode::ABORTED);
+            } else if self.connections[usize::from(index)].is_stale {
+                self.end(index, slot, StatusCode::STALE_EPOCH);
             } else if !self.try_submit(now_ns, number, volume) {
                 break;
             }
@@ -478,6 +495,7 @@ impl Export {
 
     fn tick(&mut self, now_ns: u64) {
         let expired = self.subsystem.expire(now_ns);
+        self.counters.stale_refusals.set(self.subsystem.stale_refusals());
         self.counters.expired.add(u64::from(expired));
         for at in (0..self.live.len()).rev() {
             let index = self.live[at];

@@ -138,6 +138,9 @@ impl Target {
     /// begun meanwhile, it is refused.
     pub fn finish_fence(&mut self, subsystem: &mut Subsystem) {
         let (Some(cid), Some(member)) = (self.fencing.take(), self.member) else { return };
+        if self.fault().is_some() {
+            return;
+        }
         match subsystem.finish_fence(member) {
             Ok(epoch) => self.respond(cid, StatusCode::SUCCESS, epoch),
             Err(error) => {

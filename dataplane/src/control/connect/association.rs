@@ -1,0 +1,278 @@
+//! One association with a target: its set-up, and its admin queue's connection from then on.
+
+use super::{CONNECT_TIMEOUT, ConnectError, KEEP_ALIVE_MS, Place, UNACKNOWLEDGED_MAX};
+use crate::clock::now_ns;
+use crate::volume::remote::{DEPTH, Link};
+use outboard_dma::EventFd;
+use outboard_rdma::nvmf::capsule::{Sqe, admin};
+use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
+use outboard_rdma::nvmf::fence::{Ask, Fence};
+use outboard_rdma::nvmf::identify::Namespace;
+use outboard_rdma::nvmf::initiator::{Progress, Queue, QueueConfig, Setup, SetupError, State};
+use outboard_rdma::nvmf::{Fault, Piece, StatusCode};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::time::Timespec;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Numbers links.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// What a target that fences has given an association; the later, the higher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+impl Epoch {
+    /// No epoch was given: it is the first association, or the target does not fence.
+    pub const NONE: Epoch = Epoch(0);
+}
+
+/// The admin queue's connection, and a second handle of the I/O queue's.
+#[derive(Debug)]
+pub(super) struct Association {
+    pub socket: TcpStream,
+    queue: Queue,
+    pub io: TcpStream,
+    pub epoch: Epoch,
+    /// Its link's number.
+    pub number: u64,
+}
+
+impl Association {
+    /// Takes what the target sends, and whether it has answered a keep-alive.
+    pub fn receive(&mut self) -> io::Result<bool> {
+        read_once(&mut self.socket, &mut self.queue)?;
+        let Some(end) = self.queue.take_control_end() else { return Ok(false) };
+        if !end.status.is_success() {
+            return Err(io::Error::other(format!("keep-alive refused: {}", end.status)));
+        }
+        Ok(true)
+    }
+
+    /// Sends a keep-alive; the one before must have been answered.
+    pub fn keep_alive(&mut self) -> io::Result<()> {
+        if self.queue.is_control_in_flight() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "a keep-alive was not answered"));
+        }
+        self.queue.control(Sqe::new(admin::KEEP_ALIVE, 0, 0), 0);
+        write_all(&mut self.socket, &mut self.queue)
+    }
+}
+
+/// How long to wait, and for what no longer.
+pub(super) struct Patience<'a> {
+    deadline: Instant,
+    stop: &'a EventFd,
+}
+
+impl<'a> Patience<'a> {
+    /// For one attempt, unless `stop` is signalled before.
+    pub fn new(stop: &'a EventFd) -> Patience<'a> {
+        Patience { deadline: Instant::now() + CONNECT_TIMEOUT, stop }
+    }
+
+    /// Waits until the socket has or takes something.
+    fn wait(&self, socket: BorrowedFd, what: PollFlags) -> io::Result<()> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let (tv_sec, tv_nsec) = (left.as_secs() as i64, i64::from(left.subsec_nanos()));
+            let mut fds = [PollFd::from_borrowed_fd(socket, what), PollFd::new(self.stop, IN)];
+            match poll(&mut fds, Some(&Timespec { tv_sec, tv_nsec })) {
+                Ok(0) => return Err(io::Error::new(ErrorKind::TimedOut, "no answer in time")),
+                Ok(_) if !fds[1].revents().is_empty() => {
+                    return Err(io::Error::new(ErrorKind::Interrupted, "the volume stops"));
+                }
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+const IN: PollFlags = PollFlags::IN;
+
+/// Makes an association: admin queue, set-up, the end of what there was `after`, one I/O queue.
+/// The target must have the namespace that is `expected`, if one is.
+pub(super) fn associate(
+    place: &Place,
+    expected: Option<&Namespace>,
+    after: Epoch,
+    patience: &Patience,
+) -> Result<(Association, Link, Namespace), ConnectError> {
+    let Place { address, nqn, nsid, .. } = *place;
+    let setup_failed = |source| ConnectError::Setup { address, nqn: nqn.to_string(), source };
+    let mut socket = open(address, patience)?;
+    let mut admin = Queue::new(config(place, 0, 1, ANY_CONTROLLER, 0));
+    let mut setup = Setup::new(nsid);
+    let found = loop {
+        let step = |source| ConnectError::Broken { address, what: "setting up", source };
+        match setup.poll(now_ns(), &mut admin).map_err(setup_failed)? {
+            Progress::Done(found) => break found,
+            Progress::Answer => {
+                exchange(&mut socket, &mut admin, patience).map_err(step)?;
+            }
+            Progress::Time { at_ns } => {
+                std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(now_ns())));
+            }
+        }
+    };
+    if expected.is_some_and(|expected| *expected != found.namespace) {
+        return Err(ConnectError::Changed { address, nqn: nqn.to_string() });
+    }
+    let epoch = match found.has_fence {
+        true => fence(place, after, &mut socket, &mut admin, patience)?,
+        false => Epoch::NONE,
+    };
+    let mut io = open(address, patience)?;
+    let depth = found.max_in_flight.min(DEPTH);
+    let config = config(place, 1, depth, found.controller, found.in_capsule_bytes);
+    let mut io_queue = Queue::new(config);
+    loop {
+        let step = |source| ConnectError::Broken { address, what: "connecting a queue", source };
+        match io_queue.state() {
+            State::Ready { .. } => break,
+            State::Connecting => exchange(&mut io, &mut io_queue, patience).map_err(step)?,
+            State::Refused(status) => {
+                let step = "to connect an I/O queue";
+                return Err(setup_failed(SetupError::Refused { step, status }));
+            }
+            State::Failed(fault) => return Err(setup_failed(SetupError::Failed(fault))),
+        }
+    }
+    let prepare = |source| ConnectError::Prepare { address, source };
+    io.set_nonblocking(true).map_err(prepare)?;
+    let second = io.try_clone().map_err(prepare)?;
+    let max_transfer_bytes = found.max_transfer_bytes;
+    let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
+    let (queue, changes_from_ns) = (io_queue, 0);
+    let link = Link { socket: io, queue, number, max_transfer_bytes, changes_from_ns };
+    Ok((Association { socket, queue: admin, io: second, epoch, number }, link, found.namespace))
+}
+
+/// Asks for the next epoch, and waits until the target has ended everything before it.
+fn fence(
+    place: &Place,
+    after: Epoch,
+    socket: &mut TcpStream,
+    queue: &mut Queue,
+    patience: &Patience,
+) -> Result<Epoch, ConnectError> {
+    let Place { address, nqn, user, life, .. } = *place;
+    queue.control(Fence { ask: Ask::New { after: after.0 }, user, life }.emit(), 0);
+    let end = loop {
+        if let Some(end) = queue.take_control_end() {
+            break end;
+        }
+        let what = "waiting for the I/O of the past to end";
+        let step = |source| ConnectError::Broken { address, what, source };
+        exchange(socket, queue, patience).map_err(step)?;
+    };
+    match end.status.plain() {
+        StatusCode::SUCCESS => Ok(Epoch(end.result)),
+        StatusCode::STALE_EPOCH => Err(ConnectError::Stale { address, nqn: nqn.to_string() }),
+        _ => {
+            let source = SetupError::Refused { step: "an epoch", status: end.status };
+            Err(ConnectError::Setup { address, nqn: nqn.to_string(), source })
+        }
+    }
+}
+
+fn config(place: &Place, queue: u16, depth: u16, controller: u16, in_capsule: u32) -> QueueConfig {
+    QueueConfig {
+        queue,
+        depth,
+        keep_alive_ms: KEEP_ALIVE_MS,
+        in_capsule_bytes: in_capsule,
+        nsid: place.nsid,
+        digests: place.digests,
+        names: ConnectData {
+            host_id: place.host_id,
+            controller,
+            subsystem: place.nqn,
+            host: place.host,
+        },
+    }
+}
+
+fn open(address: SocketAddr, patience: &Patience) -> Result<TcpStream, ConnectError> {
+    let refused = |source| ConnectError::Connect { address, source };
+    connect(address, patience).map_err(refused)
+}
+
+/// A connection that notices when its peer's kernel is gone.
+fn connect(address: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match net::connect(&socket, &address) {
+        Err(Errno::INPROGRESS) => {
+            patience.wait(socket.as_fd(), PollFlags::OUT)?;
+            sockopt::socket_error(&socket)??;
+        }
+        outcome => outcome?,
+    }
+    let socket = TcpStream::from(socket);
+    socket.set_nonblocking(false)?;
+    socket.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+    socket.set_nodelay(true)?;
+    sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MAX.as_millis() as u32)?;
+    sockopt::set_tcp_keepidle(&socket, UNACKNOWLEDGED_MAX / 2)?;
+    sockopt::set_tcp_keepintvl(&socket, UNACKNOWLEDGED_MAX / 8)?;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    Ok(socket)
+}
+
+/// Sends what the engine has, then waits for some bytes.
+fn exchange(socket: &mut TcpStream, queue: &mut Queue, patience: &Patience) -> io::Result<()> {
+    write_all(socket, queue)?;
+    patience.wait(socket.as_fd(), IN)?;
+    read_once(socket, queue)
+}
+
+fn write_all(socket: &mut TcpStream, queue: &mut Queue) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    for piece in queue.pieces() {
+        if let Piece::Bytes(part) = piece {
+            bytes.extend_from_slice(part);
+        }
+    }
+    socket.write_all(&bytes)?;
+    queue.sent(bytes.len());
+    Ok(())
+}
+
+fn read_once(socket: &mut TcpStream, queue: &mut Queue) -> io::Result<()> {
+    let mut bytes = [0; 8192];
+    let count = loop {
+        match socket.read(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => break outcome?,
+        }
+    };
+    if count == 0 {
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, "the target closed it"));
+    }
+    let mut rest = &bytes[..count];
+    while !rest.is_empty() {
+        match queue.receive(rest) {
+            Ok(0) => return Err(broken(Fault::PduSequence)),
+            Ok(used) => rest = &rest[used..],
+            Err(fault) => {
+                // Tells the target why; that it may not listen any more changes nothing.
+                let _ = write_all(socket, queue);
+                return Err(broken(fault));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn broken(fault: Fault) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, format!("protocol violation: {}", fault.name()))
+}
