@@ -7,6 +7,7 @@
 //! `man 2 io_uring_setup`, `man 2 io_uring_enter`.
 
 use crate::{MAX_SEGMENTS, Pages, Segment};
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::fs::File;
 use std::io::Result;
@@ -56,6 +57,7 @@ impl FileRing {
         assert!((1..=4096).contains(&depth));
         let ring = build(depth as u32)?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
+        restrict(&ring)?;
         let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let slots = (0..depth).map(|_| Slot { iovecs: [none; MAX_SEGMENTS], busy: false });
         Ok(FileRing {
@@ -273,6 +275,28 @@ fn single(direction: Direction, place: libc::iovec, offset: u64) -> squeue::Entr
 
 /// The ring, not enabled yet: with SINGLE_ISSUER the thread that enables it owns it, which is a
 /// worker and not the one that opens files.
+/// IORING_UNREGISTER_FILES of linux/io_uring.h, which the crate does not give by name.
+const UNREGISTER_FILES: u8 = 3;
+
+/// Leaves the ring with what this file does, on the registered file: a ring is otherwise a way
+/// around a list of system calls, for it opens and connects too (`man 2 io_uring_register`).
+fn restrict(ring: &IoUring) -> Result<()> {
+    let operations = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+    ];
+    let flags = squeue::Flags::FIXED_FILE.bits();
+    let mut restrictions: Vec<_> = operations.map(Restriction::sqe_op).into();
+    restrictions.push(Restriction::sqe_flags_required(flags));
+    restrictions.push(Restriction::sqe_flags_allowed(flags));
+    restrictions.push(Restriction::register_op(UNREGISTER_FILES));
+    ring.submitter().register_restrictions(&mut restrictions)
+}
+
 fn build(depth: u32) -> Result<IoUring> {
     let modern = IoUring::builder()
         .setup_single_issuer() // Linux 6.0
@@ -286,5 +310,28 @@ fn build(depth: u32) -> Result<IoUring> {
             IoUring::builder().setup_r_disabled().dontfork().build(depth)
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_does_nothing_but_its_work_on_its_own_file() {
+        let mut ring = FileRing::new(File::open("/dev/zero").unwrap(), 4).unwrap();
+        let path = c"/dev/null";
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
+        let other = opcode::Fsync::new(types::Fd(0)).build();
+        for (slot, entry) in [open, other].into_iter().enumerate() {
+            // SAFETY: the path is a constant.
+            unsafe { ring.push(slot, entry) };
+            ring.submit().unwrap();
+            assert_eq!(ring.next(), Some((slot, -libc::EACCES)));
+        }
+        ring.queue_bounce(2, Direction::Read, 512, 0);
+        ring.submit().unwrap();
+        assert_eq!(ring.next(), Some((2, 512)));
+        ring.ring.submitter().unregister_files().unwrap();
     }
 }
