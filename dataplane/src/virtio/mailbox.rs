@@ -28,6 +28,7 @@ pub struct Ring {
 
 /// From control to the worker.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would be the worker's to free")]
 pub enum DiskMessage {
     /// Drive this ring.
     Start {
