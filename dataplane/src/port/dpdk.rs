@@ -83,9 +83,10 @@ pub struct Dpdk {
 impl Dpdk {
     /// Opens the device, with frames from `free` to receive into.
     pub fn open(eal: Eal, config: DpdkConfig, free: &mut FreeList) -> Result<Dpdk, DpdkError> {
-        let Fit { memory, most_bytes } = memory::fit(config.device, config.mtu, config.memory)?;
+        let Fit { memory, most_bytes, sets_mtu } =
+            memory::fit(config.device, config.mtu, config.memory)?;
         let half = (config.ring_frames / 2).max(BURST as u16);
-        let set = !config.kernel_interface;
+        let set = sets_mtu && !config.kernel_interface;
         let queue = QueueConfig {
             device: config.device,
             region: config.region,

@@ -1,6 +1,9 @@
 //! The DPDK port over DPDK's software drivers. Needs root for those that meet the kernel.
 #![cfg(feature = "dpdk")]
 
+#[path = "../netns/mod.rs"]
+mod netns;
+
 mod conforms;
 mod null;
 mod queue;
