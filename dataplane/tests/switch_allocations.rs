@@ -45,6 +45,7 @@ fn tables() -> Arc<Tables> {
         id,
         name: name.into(),
         interface: name.into(),
+        dpdk: None,
         queues: vec![0],
         role,
     };
@@ -54,6 +55,7 @@ fn tables() -> Arc<Tables> {
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: CACHE_FLOWS },
         control_socket: "".into(),
         workers: Vec::new(),
+        eal: Vec::new(),
         vpcs: vec![vpc],
         ports: vec![port(TENANT, "tenant", Role::Tenant(tenant)), port(UPLINK, "uplink", uplink)],
         volumes: Vec::new(),

@@ -51,6 +51,7 @@ fn tables() -> Arc<Tables> {
         id,
         name: name.into(),
         interface: name.into(),
+        dpdk: None,
         queues: vec![0],
         role,
     };
@@ -60,6 +61,7 @@ fn tables() -> Arc<Tables> {
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 64 },
         control_socket: "".into(),
         workers: Vec::new(),
+        eal: Vec::new(),
         vpcs: vec![vpc],
         ports: vec![port(TENANT, "tenant", Role::Tenant(tenant)), port(UPLINK, "near", uplink)],
         volumes: Vec::new(),

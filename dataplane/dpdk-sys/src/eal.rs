@@ -36,6 +36,12 @@ impl Eal {
         outcome.clone().map(|()| Eal(()))
     }
 
+    /// The environment, if it runs.
+    pub fn running() -> Option<Eal> {
+        let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(&*started, Some((_, Ok(())))).then_some(Eal(()))
+    }
+
     /// Gives the calling thread a number in DPDK, for which the pools keep a cache, until the
     /// thread ends. Without a number (there are 128) pools work, only slower.
     pub fn register_thread(self) {

@@ -263,6 +263,7 @@ impl Plan {
             runtime: self.runtime,
             control_socket: self.control_socket.clone(),
             workers: self.workers.clone(),
+            eal: self.eal.clone(),
             vpcs: Vec::new(),
             ports: Vec::new(),
             volumes: Vec::new(),

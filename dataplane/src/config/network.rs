@@ -33,6 +33,18 @@ const MTU_DEFAULT_BYTES: u64 = 1450;
 /// What fits through VXLAN over IPv6 (70 bytes) and an underlay of 1500.
 const MTU_DEFAULT6_BYTES: u64 = 1430;
 
+/// Where a port's packets come from: its interface, and a device of DPDK's.
+type Way = (String, Option<String>);
+
+/// Who moves a port's packets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Driver {
+    AfXdp,
+    Dpdk,
+}
+
+const DRIVERS: &[(&str, Driver)] = &[("af_xdp", Driver::AfXdp), ("dpdk", Driver::Dpdk)];
+
 /// What this file reads.
 pub(super) struct Networks {
     pub vpcs: Vec<Vpc>,
@@ -223,6 +235,7 @@ struct Ports {
     drafts: Vec<Draft>,
     names: Names,
     interfaces: Claims<String>,
+    devices: Claims<String>,
     vteps: Claims<IpAddr>,
     /// Whether any uplink has a tunnel address of IPv4, of IPv6, right or wrong.
     has_vtep: (bool, bool),
@@ -233,7 +246,7 @@ struct Ports {
 impl Ports {
     fn read_uplink(&mut self, mut section: Section, shared: &mut Shared) -> Option<Port> {
         self.has_uplink = true;
-        let (name, interface) = self.read_head(&mut section, "\"eth1\"", shared);
+        let (name, way) = self.read_head(&mut section, "\"eth1\"", true, shared);
         let sink = &mut shared.sink;
         let vtep = section.optional("vtep", sink, value::ipv4);
         let vtep6 = section.optional("vtep6", sink, value::ipv6);
@@ -254,6 +267,7 @@ impl Ports {
             sink.push(zero.span.clone(), what, "want it only with `vtep6`");
         }
         let queues = read_queues(&mut section, shared);
+        check_dpdk_queues(&section, &queues, shared);
         section.finish(&mut shared.sink);
         let role = Role::Uplink {
             vtep: vtep.map(|vtep| vtep.value),
@@ -261,11 +275,12 @@ impl Ports {
             zero_checksum6: zero_checksum6.is_some_and(|zero| zero.value),
         };
         let id = PortId(self.list.len() as u16);
-        Some(Port { id, name: name?, interface: interface?, queues: queues?, role })
+        let (interface, dpdk) = way?;
+        Some(Port { id, name: name?, interface, dpdk, queues: queues?, role })
     }
 
     fn read_port(&mut self, mut section: Section, shared: &mut Shared) -> Option<Port> {
-        let (name, interface) = self.read_head(&mut section, "\"web0\"", shared);
+        let (name, way) = self.read_head(&mut section, "\"web0\"", false, shared);
         let sink = &mut shared.sink;
         let vpc = section.required("vpc", "\"blue\"", sink, value::name);
         let vpc = vpc.and_then(|vpc| self.vpc_names.resolve("vpc", &vpc, sink));
@@ -284,6 +299,7 @@ impl Ports {
             sink.push(mtu.span.clone(), what, "want at least 1280 with `address6`");
         }
         let queues = read_queues(&mut section, shared);
+        check_dpdk_queues(&section, &queues, shared);
         let (place, own_mac) = (section.span.clone(), section.has("mac"));
         section.finish(&mut shared.sink);
 
@@ -313,25 +329,56 @@ impl Ports {
         };
         let role = Role::Tenant(tenant);
         let id = PortId(self.list.len() as u16);
-        Some(Port { id, name: name?, interface: interface?, queues: queues?, role })
+        let (interface, dpdk) = way?;
+        Some(Port { id, name: name?, interface, dpdk, queues: queues?, role })
     }
 
     fn read_head(
         &mut self,
         section: &mut Section,
         example: &str,
+        is_uplink: bool,
         shared: &mut Shared,
-    ) -> (Option<String>, Option<String>) {
+    ) -> (Option<String>, Option<Way>) {
         let sink = &mut shared.sink;
         let name = section.required("name", example, sink, value::name);
         self.names.declare("port", &name, sink);
-        let interface = section.required("interface", example, sink, value::interface);
+        let driver = section.optional("driver", sink, value::choice(DRIVERS));
+        let is_dpdk = driver.is_some_and(|driver| driver.value == Driver::Dpdk);
+        // Next hops are the kernel's to find: it must know the device of an uplink.
+        let interface = match is_uplink || !is_dpdk {
+            true => section.required("interface", example, sink, value::interface),
+            false => section.optional("interface", sink, value::interface),
+        };
         if let Some(interface) = &interface {
             let what = format!("the interface \"{}\"", interface.value);
             let key = interface.value.clone();
             self.interfaces.claim(key, &interface.span, what, "want another interface", sink);
         }
-        (name.map(|name| name.value), interface.map(|interface| interface.value))
+        let name = name.map(|name| name.value);
+        if !is_dpdk {
+            section.refuse("device", "has no effect without `driver = \"dpdk\"`", sink);
+            return (name, interface.map(|interface| (interface.value, None)));
+        }
+        let example = "\"net_af_packet0,iface=eth1\"";
+        let device = section.required("device", example, sink, value::device);
+        if let Some(device) = &device {
+            let short = device.value.split(',').next().unwrap_or_default().to_string();
+            let what = format!("the device \"{short}\"");
+            self.devices.claim(short, &device.span, what, "want another number", sink);
+        }
+        let missing = is_uplink && interface.is_none();
+        let interface = interface.map_or(String::new(), |interface| interface.value);
+        (name, device.filter(|_| !missing).map(|device| (interface, Some(device.value))))
+    }
+}
+
+/// A port of a device of DPDK's has one queue.
+fn check_dpdk_queues(section: &Section, queues: &Option<Vec<u16>>, shared: &mut Shared) {
+    let more = queues.as_ref().is_some_and(|queues| queues.len() > 1);
+    if section.has("device") && more {
+        let what = format!("several queues of {}", section.named("device"));
+        shared.sink.push(section.span.clone(), what, "want one: leave `queues` out");
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Plan {
     pub control_socket: PathBuf,
     /// Workers, one thread each.
     pub workers: Vec<Worker>,
+    /// Arguments of DPDK's environment, for ports of its devices.
+    pub eal: Vec<String>,
     /// Virtual private networks.
     pub vpcs: Vec<Vpc>,
     /// Tenants' ports and uplinks.
@@ -113,8 +115,10 @@ pub struct Port {
     pub id: PortId,
     /// Name in the configuration and in reports.
     pub name: String,
-    /// The network interface on this host.
+    /// The network interface on this host; empty where a device of DPDK's is none of the kernel's.
     pub interface: String,
+    /// The device of DPDK's that packets come from and go to; `None`: the interface, by AF_XDP.
+    pub dpdk: Option<String>,
     /// The worker (index) that owns each queue; the length is the number of queues.
     pub queues: Vec<u16>,
     /// What is behind it.

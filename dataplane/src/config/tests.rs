@@ -54,6 +54,47 @@ fn the_example_is_what_it_says() {
     assert_eq!((plan.exports[0].volume, plan.disks[0].volume, plan.disks[1].volume), (0, 2, 1));
 }
 
+/// A host whose uplink and tenant say this of themselves.
+fn with_dpdk(uplink: &str, port: &str) -> String {
+    format!(
+        "name = 'h'\n[dpdk]\neal = ['--no-huge', '-m', '256']\n\
+         [[vpc]]\nname = 'v'\nvni = 1\ngateway = '10.0.0.254'\n\
+         [[uplink]]\nname = 'up'\nvtep = '192.0.2.1'\n{uplink}\n\
+         [[port]]\nname = 'p'\nvpc = 'v'\naddress = '10.0.0.1/24'\n{port}\n"
+    )
+}
+
+#[test]
+fn ports_of_dpdk() {
+    const UPLINK: &str = "interface = 'e'\ndriver = 'dpdk'\ndevice = 'net_af_packet0,iface=e'";
+    const PORT: &str = "driver = 'dpdk'\ndevice = 'net_memif0,role=server'";
+    let plan = plan(&with_dpdk(UPLINK, PORT));
+    assert_eq!(plan.eal, ["--no-huge", "-m", "256"]);
+    assert_eq!(plan.ports[0].dpdk.as_deref(), Some("net_af_packet0,iface=e"));
+    assert_eq!((plan.ports[1].interface.as_str(), plan.ports[0].interface.as_str()), ("", "e"));
+    let port = "interface = 'i'\ndriver = 'af_xdp'";
+    let device = "uplink's device is the kernel's too";
+    let plan = parse("h", with_dpdk(UPLINK, port).as_bytes()).expect(device);
+    assert_eq!(plan.ports[1].dpdk, None);
+
+    let errors = |uplink: &str, port: &str| {
+        let errors = parse("h", with_dpdk(uplink, port).as_bytes()).expect_err("it is wrong");
+        errors.to_string()
+    };
+    for (uplink, port, expected) in [
+        ("driver = 'dpdk'\ndevice = 'net_null0'", PORT, "`interface` of [[uplink]] is missing"),
+        ("interface = 'e'\ndriver = 'dpdk'", PORT, "`device` of [[uplink]] is missing"),
+        ("interface = 'e'\ndevice = 'net_null0'", PORT, "no effect without `driver = \"dpdk\"`"),
+        (UPLINK, "driver = 'dpdk'\ndevice = 'net af'", "want a driver with a number"),
+        (UPLINK, "driver = 'dpkd'\ndevice = 'net_null0'", "\"dpdk\""),
+        (UPLINK, &format!("{PORT}\nqueues = 2"), "several queues of"),
+        (UPLINK, "driver = 'dpdk'\ndevice = 'net_af_packet0,iface=f'", "is taken already"),
+    ] {
+        let shown = errors(uplink, port);
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+}
+
 #[test]
 fn what_the_readme_shows_is_right() {
     let readme = include_str!("../../../README.md");

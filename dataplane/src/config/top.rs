@@ -127,6 +127,7 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
     let control_socket = read_control(top, name.as_ref(), shared);
     let workers = read_workers(top, &mut shared.sink);
     shared.workers = workers.len();
+    let eal = read_dpdk(top, &mut shared.sink);
     let networks = network::read(top, shared);
     let storages = storage::read(top, shared);
     let (networks, storages) = (networks?, storages?);
@@ -136,6 +137,7 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
         runtime,
         control_socket: control_socket?,
         workers,
+        eal,
         vpcs: networks.vpcs,
         ports: networks.ports,
         volumes: storages.volumes,
@@ -170,6 +172,14 @@ fn read_runtime(top: &mut Section, sink: &mut Sink) -> (Runtime, Range<usize>) {
     }
     section.finish(sink);
     (plan, region_span)
+}
+
+/// `[dpdk]`
+fn read_dpdk(top: &mut Section, sink: &mut Sink) -> Vec<String> {
+    let Some(mut section) = top.table("dpdk", "[dpdk]", sink) else { return Vec::new() };
+    let arguments = section.optional("eal", sink, value::arguments);
+    section.finish(sink);
+    arguments.map_or(Vec::new(), |arguments| arguments.value)
 }
 
 /// Every worker has an equal share of the frames, which must do for the queues that it owns.

@@ -12,6 +12,10 @@ use toml::de::DeValue;
 const NAME_BYTES_MAX: usize = 32;
 /// IFNAMSIZ of linux/if.h, without the terminating zero.
 const INTERFACE_BYTES_MAX: usize = 15;
+/// The longest name of a device with its arguments.
+const DEVICE_BYTES_MAX: usize = 1024;
+/// The most arguments of DPDK's environment.
+const ARGUMENTS_MAX: usize = 64;
 /// sun_path of linux/un.h, without the terminating zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// PATH_MAX of linux/limits.h, without the terminating zero.
@@ -149,6 +153,34 @@ pub(super) fn interface(value: &DeValue) -> Result<String, Wrong> {
     let want = "want an interface's name, such as \"eth0\": 1 to 15 bytes, no '/', ':' or space";
     let name = text(value, want)?;
     is_interface_name(name).then(|| name.to_string()).map_or_else(|| wrong(shown(name), want), Ok)
+}
+
+/// A device of DPDK's: a driver's name and arguments, or an address.
+pub(super) fn device(value: &DeValue) -> Result<String, Wrong> {
+    let want = "want a driver with a number and its arguments, such as \
+        \"net_af_packet0,iface=eth1\", or a PCI address, such as \"0000:01:00.0\"";
+    let device = text(value, want)?;
+    let possible = |c: char| c.is_ascii_graphic() && c != '"';
+    let ok = (1..=DEVICE_BYTES_MAX).contains(&device.len()) && device.chars().all(possible);
+    ok.then(|| device.to_string()).map_or_else(|| wrong(shown(device), want), Ok)
+}
+
+/// Arguments of DPDK's environment.
+pub(super) fn arguments(value: &DeValue) -> Result<Vec<String>, Wrong> {
+    let want = "want a list of arguments, such as [\"--no-huge\", \"--no-pci\"]";
+    let Some(array) = value.as_array() else { return wrong(is_a(value), want) };
+    if array.len() > ARGUMENTS_MAX {
+        return wrong(format!("has {} entries", array.len()), "want at most 64 arguments");
+    }
+    let mut arguments = Vec::new();
+    for item in array.iter() {
+        let argument = text(item.get_ref(), want)?;
+        if argument.is_empty() || argument.chars().any(char::is_control) {
+            return wrong(format!("holds {argument:?}"), want);
+        }
+        arguments.push(argument.to_string());
+    }
+    Ok(arguments)
 }
 
 /// Whether a name is possible for a network interface.

@@ -1,8 +1,8 @@
 //! Makes everything that a plan names, in an order that leaves nothing behind on failure: what
 //! was made is dropped, XDP programs are detached. No worker runs yet.
 
-use super::netlink;
 use super::run::RunError;
+use super::{dpdk, netlink};
 use crate::bell::Bell;
 use crate::config::Plan;
 use crate::config::plan::{Port, Role, WaitMode};
@@ -49,6 +49,9 @@ pub struct Handle {
     pub ports: Vec<Arc<PortCounters>>,
 }
 
+/// XDP programs by port number; devices of DPDK's have none.
+pub type Programs = Vec<Option<Steering>>;
+
 /// Everything that was made.
 #[derive(Debug)]
 pub struct House {
@@ -56,8 +59,8 @@ pub struct House {
     pub workers: Vec<Worker>,
     /// Control's side of each.
     pub handles: Vec<Handle>,
-    /// The XDP programs, by port number.
-    pub steering: Vec<Steering>,
+    /// The XDP programs.
+    pub steering: Programs,
 }
 
 /// Makes the network side of the plan and the workers around the given storage rooms, one per
@@ -68,11 +71,12 @@ pub fn assemble(
     region: &'static Region,
     bells: Vec<Arc<Bell>>,
     tables: &Arc<Tables>,
-    storage: Vec<(Storage, FreeList)>,
+    mut storage: Vec<(Storage, FreeList)>,
 ) -> Result<House, RunError> {
     let counters: Vec<Vec<Arc<PortCounters>>> =
         plan.workers.iter().map(|_| plan.ports.iter().map(|_| Arc::default()).collect()).collect();
-    let (steering, queues) = open_ports(plan, pins, region, &counters)?;
+    let shares: Vec<&mut FreeList> = storage.iter_mut().map(|(_, free)| free).collect();
+    let (steering, queues) = open_ports(plan, pins, region, &counters, shares)?;
     let seed = Seed::new(random());
     let (mut workers, mut handles) = (Vec::new(), Vec::new());
     let rooms = storage.into_iter().zip(queues).zip(peers(&bells));
@@ -106,18 +110,29 @@ pub fn assemble(
 }
 
 /// Attaches every program and opens every queue: programs by port, queues by the worker that owns
-/// them, there in the order of the ports. `counters` are by worker and port.
+/// them, there in the order of the ports. `counters` are by worker and port, `shares` by worker.
 fn open_ports(
     plan: &Plan,
     pins: &Path,
     region: &'static Region,
     counters: &[Vec<Arc<PortCounters>>],
-) -> Result<(Vec<Steering>, Vec<Vec<Queue>>), RunError> {
+    mut shares: Vec<&mut FreeList>,
+) -> Result<(Programs, Vec<Vec<Queue>>), RunError> {
     let mut steering = Vec::new();
     let mut queues: Vec<Vec<Queue>> = plan.workers.iter().map(|_| Vec::new()).collect();
     for (index, port) in plan.ports.iter().enumerate() {
         let writer = |worker: u16| Arc::clone(&counters[usize::from(worker)][index]);
-        match open_port(plan, index, pins, region, writer) {
+        let opened = match &port.dpdk {
+            None => open_port(plan, index, pins, region, writer)
+                .map(|(program, opened)| (Some(program), opened)),
+            Some(device) => {
+                let worker = port.queues[0];
+                let free = &mut *shares[usize::from(worker)];
+                dpdk::open_port(plan, index, device, region, writer(worker), free)
+                    .map(|opened| (None, vec![opened]))
+            }
+        };
+        match opened {
             Ok((program, opened)) => {
                 steering.push(program);
                 for (worker, way) in port.queues.iter().zip(opened) {
@@ -134,8 +149,8 @@ fn open_ports(
 }
 
 /// Takes the XDP programs off their interfaces; what cannot be taken off is told.
-pub fn detach(steering: Vec<Steering>) {
-    for program in steering {
+pub fn detach(steering: Programs) {
+    for program in steering.into_iter().flatten() {
         if let Err(error) = program.detach() {
             tracing::warn!("{error}");
         }
@@ -194,7 +209,7 @@ pub fn open_port(
     match sockets() {
         Ok(opened) => Ok((steering, opened)),
         Err(error) => {
-            detach(vec![steering]);
+            detach(vec![Some(steering)]);
             Err(error)
         }
     }
@@ -235,9 +250,19 @@ fn check_queues(port: &Port) -> Result<(), RunError> {
 
 /// Checks that the interface of port `index`, whose MTU is `found`, carries the largest packet
 /// that may leave through it: a tenant's own, or on an uplink any tenant's in its tunnel headers.
-fn check_mtu(plan: &Plan, index: usize, found: usize) -> Result<(), RunError> {
+pub fn check_mtu(plan: &Plan, index: usize, found: usize) -> Result<(), RunError> {
     let port = &plan.ports[index];
-    let (needed, reason) = match &port.role {
+    let (needed, reason) = needed_mtu(plan, port);
+    if found >= needed {
+        return Ok(());
+    }
+    let (port, interface) = (port.name.clone(), port.interface.clone());
+    Err(RunError::Mtu { port, interface, found, needed, reason })
+}
+
+/// The largest packet that may leave through a port, and what for.
+pub fn needed_mtu(plan: &Plan, port: &Port) -> (usize, String) {
+    match &port.role {
         Role::Tenant(tenant) => (usize::from(tenant.mtu), "its tenant".to_string()),
         Role::Uplink { vtep6, .. } => {
             let mut routes = plan.vpcs.iter().flat_map(|vpc| &vpc.routes);
@@ -247,20 +272,15 @@ fn check_mtu(plan: &Plan, index: usize, found: usize) -> Result<(), RunError> {
                 Role::Tenant(tenant) => Some((usize::from(tenant.mtu), &port.name)),
                 Role::Uplink { .. } => None,
             });
-            let Some((mtu, name)) = tenants.max() else { return Ok(()) };
+            let Some((mtu, name)) = tenants.max() else { return (0, String::new()) };
             (mtu + tunnel_bytes, format!("the packets of \"{name}\" ({mtu}) in their tunnel"))
         }
-    };
-    if found >= needed {
-        return Ok(());
     }
-    let (port, interface) = (port.name.clone(), port.interface.clone());
-    Err(RunError::Mtu { port, interface, found, needed, reason })
 }
 
 /// Rings as large as the worker's share of the frames carries: half of the share may lie in fill
 /// rings at once, the other half is on the way.
-fn ring_sizes(plan: &Plan, region: &Region) -> RingSizes {
+pub fn ring_sizes(plan: &Plan, region: &Region) -> RingSizes {
     let queues = (0..plan.workers.len()).map(|worker| owned_queues(plan, worker));
     let most = queues.max().unwrap_or(0).max(1);
     let share = share_frames(region, plan.workers.len()) as usize / 2 / most;

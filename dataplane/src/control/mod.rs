@@ -4,6 +4,7 @@ pub mod api;
 mod assemble;
 mod confine;
 pub mod connect;
+mod dpdk;
 pub mod listen;
 pub mod local_socket;
 mod machine;

@@ -4,7 +4,7 @@
 //! Control attaches and opens everything anew, the worker only swaps one port for the other; the
 //! old one is closed here, and its frames go back to the worker.
 
-use super::assemble::{self, Handle};
+use super::assemble::{self, Handle, Programs};
 use super::netlink;
 use super::run::RunError;
 use crate::config::Plan;
@@ -27,7 +27,7 @@ pub struct Ports {
     pins: PathBuf,
     region: &'static Region,
     handles: Arc<Vec<Handle>>,
-    steering: Arc<Mutex<Vec<Steering>>>,
+    steering: Arc<Mutex<Programs>>,
     /// What was last said about each port; empty: nothing is wrong with it.
     told: Vec<String>,
     due: Instant,
@@ -39,7 +39,7 @@ impl Ports {
         pins: PathBuf,
         region: &'static Region,
         handles: &Arc<Vec<Handle>>,
-        steering: &Arc<Mutex<Vec<Steering>>>,
+        steering: &Arc<Mutex<Programs>>,
     ) -> Ports {
         let (handles, steering) = (Arc::clone(handles), Arc::clone(steering));
         Ports { pins, region, handles, steering, told: Vec::new(), due: Instant::now() + LOOK }
@@ -63,7 +63,11 @@ impl Ports {
 
     fn look_at(&mut self, plan: &Plan, index: usize, found: Option<u32>) {
         let port = &plan.ports[index];
-        let attached = self.steering().get(index).map(Steering::interface_index);
+        if port.dpdk.is_some() {
+            return;
+        }
+        let attached =
+            self.steering().get(index).and_then(Option::as_ref).map(Steering::interface_index);
         let text = match found {
             _ if found == attached => String::new(),
             None => self.missing(plan, index, attached),
@@ -94,7 +98,7 @@ impl Ports {
         }
     }
 
-    fn steering(&self) -> std::sync::MutexGuard<'_, Vec<Steering>> {
+    fn steering(&self) -> std::sync::MutexGuard<'_, Programs> {
         self.steering.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,7 +107,7 @@ impl Ports {
         let (program, opened) =
             assemble::open_port(plan, index, &self.pins, self.region, counters)?;
         // The old program's interface is gone, and its pins are replaced: nothing to detach.
-        self.steering()[index] = program;
+        self.steering()[index] = Some(program);
         for (queue, way) in opened.into_iter().enumerate() {
             let worker = usize::from(plan.ports[index].queues[queue]);
             swap(&self.handles[worker], assemble::place(plan, index, queue), way, self.region);

@@ -7,6 +7,7 @@
 use super::api::{ApiError, Bound};
 use super::assemble::{self, Handle, House};
 use super::confine::{self, ConfineError, WorkerRights};
+use super::dpdk;
 use super::machine::{self, MachineError};
 use super::netlink::{self, underlay::UnderlayError};
 use super::ports::Ports;
@@ -87,6 +88,28 @@ pub enum RunError {
         found: u32,
         /// Queues of the port.
         wanted: u32,
+    },
+    /// A port of DPDK's in a build without it.
+    #[error(
+        "port \"{port}\" has `driver = \"dpdk\"`, and this `outboard` was built without DPDK; \
+         build it with `--features dpdk`, or take another driver"
+    )]
+    NoDpdk {
+        /// The port.
+        port: String,
+    },
+    /// DPDK's environment did not start.
+    #[cfg(feature = "dpdk")]
+    #[error(transparent)]
+    Eal(#[from] crate::port::dpdk::EalError),
+    /// A port of DPDK's could not be opened.
+    #[cfg(feature = "dpdk")]
+    #[error("port \"{port}\": {source}")]
+    Dpdk {
+        /// The port.
+        port: String,
+        /// What is wrong.
+        source: crate::port::dpdk::DpdkError,
     },
     /// An AF_XDP socket could not be opened.
     #[error(transparent)]
@@ -188,7 +211,9 @@ fn claim(plan: &Plan) -> Result<Option<Instance>, RunError> {
         outboard_ebpf::Error::Held { .. } => RunError::Running { name: plan.name.clone() },
         error => error.into(),
     })?;
-    let interfaces: Vec<&str> = plan.ports.iter().map(|port| port.interface.as_str()).collect();
+    // An earlier run may have had a program where DPDK receives now.
+    let programs = plan.ports.iter().filter(|port| port.dpdk.is_none());
+    let interfaces: Vec<&str> = programs.map(|port| port.interface.as_str()).collect();
     for interface in instance.forget_others(&interfaces)? {
         tracing::info!("took the XDP program of an earlier run off {interface}");
     }
@@ -227,6 +252,7 @@ fn start(
             if let Err(error) = sched_setaffinity(None, &cores) {
                 tracing::warn!("worker {index} cannot be pinned to core {core}: {error}");
             }
+            dpdk::enter_thread();
             if let Err(error) = rights.enter() {
                 // Tried before: only a machine that changes its mind comes here.
                 tracing::error!("worker {index} does not run: {error}");

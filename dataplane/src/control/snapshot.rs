@@ -1,6 +1,6 @@
 //! What `outboard stats` shows, read from the counters that workers write.
 
-use super::assemble::{Handle, mode_name};
+use super::assemble::{Handle, Programs, mode_name};
 use super::connect::Connector;
 use super::netlink;
 use super::stats::{
@@ -18,13 +18,16 @@ use outboard_ebpf::Steering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+/// The number that no interface has: where DPDK receives.
+const NO_INTERFACE: u32 = 0;
+
 /// Everything that is counted, with the plan that names it.
 #[derive(Debug)]
 pub struct Snapshot {
     plan: Plan,
     started: Instant,
     handles: Arc<Vec<Handle>>,
-    steering: Arc<Mutex<Vec<Steering>>>,
+    steering: Arc<Mutex<Programs>>,
     volumes: Vec<Geometry>,
     connectors: Vec<Option<Arc<Connector>>>,
     disks: Vec<Arc<DiskCounters>>,
@@ -36,7 +39,7 @@ impl Snapshot {
     pub fn new(
         plan: &Plan,
         handles: &Arc<Vec<Handle>>,
-        steering: &Arc<Mutex<Vec<Steering>>>,
+        steering: &Arc<Mutex<Programs>>,
         stores: &Stores,
     ) -> Snapshot {
         Snapshot {
@@ -86,15 +89,18 @@ impl Snapshot {
         let steering = self.steering.lock();
         let programs = || steering.iter().flat_map(|all| all.iter());
         // When the kernel does not tell, nothing is known to be down.
-        let up = netlink::are_up(programs().map(Steering::interface_index)).unwrap_or_default();
+        let indices = programs()
+            .map(|program| program.as_ref().map_or(NO_INTERFACE, Steering::interface_index));
+        let up = netlink::are_up(indices).unwrap_or_default();
         let mut ports = Vec::new();
         for (index, port) in self.plan.ports.iter().enumerate() {
             let counters: Vec<&PortCounters> =
                 self.handles.iter().map(|handle| &*handle.ports[index]).collect();
-            let program = steering.as_ref().ok().and_then(|steering| steering.get(index));
+            let program = steering.as_ref().ok().and_then(|steering| steering.get(index)?.as_ref());
             let mode = match program {
                 Some(_) if up.get(index) == Some(&false) => "down",
                 Some(program) => program.mode().name(),
+                None if port.dpdk.is_some() => "dpdk",
                 None => "detached",
             };
             let mut stats = PortStats::of(&port.name, &port.interface, mode, &counters);

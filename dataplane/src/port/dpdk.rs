@@ -19,7 +19,8 @@ use memory::Fit;
 use outboard_dma::{DATA_BYTES, FreeList, MAX_FRAMES, Region};
 use outboard_dpdk_sys::{Lost, Queue, QueueConfig};
 use outboard_wire::ethernet;
-use outboard_wire::{STEER_BYTES, STEER_V6_BYTES, Steer, steer, steer_v6};
+use outboard_wire::{STEER_BYTES, STEER_V6_BYTES, Steer, steer, steer_v6, vtep};
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -38,8 +39,11 @@ pub struct DpdkConfig<'a> {
     pub kernel_interface: bool,
     /// What the driver works on; `None`: frames, unless it cannot.
     pub memory: Option<Memory>,
-    /// The UDP port of tunnels: all that is received, where the kernel has the rest.
-    pub only_tunnels: Option<u16>,
+    /// This host's tunnel addresses: of what arrives, only what is for one of them is taken, and
+    /// the rest is the kernel's. Empty: everything is taken.
+    pub tunnels: Vec<IpAddr>,
+    /// The UDP port of tunnels.
+    pub tunnel_port: u16,
     /// What received packets have as their ingress.
     pub port: PortId,
     /// Where packets are counted; the queue's worker is their only writer.
@@ -76,7 +80,8 @@ pub struct Dpdk {
     port: PortId,
     max_frame_bytes: usize,
     memory: Memory,
-    only_tunnels: Option<u16>,
+    /// `None`: everything is taken.
+    tunnels: Option<Tunnels>,
     counters: Arc<PortCounters>,
 }
 
@@ -85,6 +90,7 @@ impl Dpdk {
     pub fn open(eal: Eal, config: DpdkConfig, free: &mut FreeList) -> Result<Dpdk, DpdkError> {
         let Fit { memory, most_bytes, sets_mtu } =
             memory::fit(config.device, config.mtu, config.memory)?;
+        let tunnels = Tunnels::new(&config.tunnels, config.tunnel_port);
         let half = (config.ring_frames / 2).max(BURST as u16);
         let set = sets_mtu && !config.kernel_interface;
         let queue = QueueConfig {
@@ -103,7 +109,7 @@ impl Dpdk {
             queue,
             port: config.port,
             memory,
-            only_tunnels: config.only_tunnels,
+            tunnels,
             counters: config.counters,
         })
     }
@@ -127,13 +133,13 @@ impl Dpdk {
 impl Port for Dpdk {
     #[inline]
     fn rx(&mut self, burst: &mut Burst, free: &mut FreeList) {
-        let (port, tunnels) = (self.port, self.only_tunnels);
+        let (port, tunnels) = (self.port, self.tunnels.as_ref());
         let (before, mut bytes) = (burst.len(), 0);
         let mut kernels: Burst = ArrayVec::new();
         let room = burst.remaining_capacity();
         let lost = self.queue.receive(room, free, |chain| {
             let packet = Packet::new(chain, port);
-            if tunnels.is_some_and(|tunnel| !is_tunnel(packet.head(), tunnel)) {
+            if tunnels.is_some_and(|tunnels| !tunnels.have(packet.head())) {
                 return kernels.push(packet);
             }
             bytes += packet.bytes() as u64;
@@ -213,15 +219,39 @@ impl Port for Dpdk {
     }
 }
 
-/// Whether a frame is a datagram to the tunnel port, which the switch judges further.
-#[inline]
-fn is_tunnel(head: &[u8], tunnel: u16) -> bool {
-    let Some(first) = head.first_chunk::<STEER_BYTES>() else { return false };
-    match steer(first, tunnel) {
-        Steer::Tunnel(_) => true,
-        Steer::Ipv6 => head
-            .first_chunk::<STEER_V6_BYTES>()
-            .is_some_and(|first| matches!(steer_v6(first, tunnel), Steer::Tunnel(_))),
-        _ => false,
+/// What of an uplink's packets is ours, where the kernel has a copy of all of them.
+#[derive(Debug)]
+struct Tunnels {
+    port: u16,
+    vteps: Vec<[u8; 16]>,
+    /// Sockets of the kernel's that nobody reads: without one it would tell the far ends that
+    /// nobody listens on the port.
+    _quiet: Vec<UdpSocket>,
+}
+
+impl Tunnels {
+    /// In the calling thread's network namespace.
+    fn new(addresses: &[IpAddr], port: u16) -> Option<Tunnels> {
+        if addresses.is_empty() {
+            return None;
+        }
+        // An address that is not there, or a port that is taken, leaves the kernel's answers.
+        let quiet = addresses.iter().flat_map(|address| UdpSocket::bind((*address, port)));
+        let vteps = addresses.iter().map(|address| vtep(*address)).collect();
+        Some(Tunnels { port, vteps, _quiet: quiet.collect() })
+    }
+
+    /// Whether a frame is a datagram to the tunnel port of one of the addresses.
+    #[inline]
+    fn have(&self, head: &[u8]) -> bool {
+        let Some(first) = head.first_chunk::<STEER_BYTES>() else { return false };
+        let steered = match steer(first, self.port) {
+            Steer::Ipv6 => match head.first_chunk::<STEER_V6_BYTES>() {
+                Some(first) => steer_v6(first, self.port),
+                None => return false,
+            },
+            steered => steered,
+        };
+        matches!(steered, Steer::Tunnel(vtep) if self.vteps.contains(&vtep))
     }
 }

@@ -27,6 +27,8 @@ pub const TURN_BUDGET_NS: u64 = 50_000;
 const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// The longest sleep while an output waits for room.
 const SLEEP_BACKLOG: Duration = Duration::from_millis(1);
+/// The longest sleep with a port that cannot wake anybody: its packets wait as long at most.
+const SLEEP_POLL: Duration = Duration::from_micros(50);
 /// Descriptors that one worker sleeps on without allocating.
 const SLEEP_FDS: usize = 1024;
 
@@ -266,6 +268,10 @@ impl Worker {
         self.storage.add_fds(&mut self.poll);
         let backlog = self.network.has_backlog();
         // An error (a descriptor table too small, no memory) only costs the sleep.
-        let _ = self.poll.wait(if backlog { SLEEP_BACKLOG } else { SLEEP_MAX });
+        let _ = self.poll.wait(match (self.network.must_poll(), backlog) {
+            (true, _) => SLEEP_POLL,
+            (false, true) => SLEEP_BACKLOG,
+            (false, false) => SLEEP_MAX,
+        });
     }
 }

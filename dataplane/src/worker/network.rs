@@ -140,6 +140,11 @@ impl Network {
         self.queues.iter().any(waits) || !self.held.is_empty()
     }
 
+    /// Whether a port has no descriptor to sleep on.
+    pub fn must_poll(&self) -> bool {
+        self.queues.iter().any(|queue| queue.port.must_poll())
+    }
+
     /// Adds what becomes readable when there is something to receive.
     pub fn add_fds(&self, poll: &mut PollList) {
         for fd in self.queues.iter().filter_map(|queue| queue.port.wake_fd()) {

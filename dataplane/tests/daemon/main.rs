@@ -10,6 +10,8 @@ mod netns;
 mod clean;
 mod crash;
 mod disk;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod hostile;
 mod interop;
 mod link;

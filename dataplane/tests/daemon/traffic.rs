@@ -36,7 +36,7 @@ fn tenants_reach_each_other_and_their_gateways() {
 }
 
 /// Only what the kernel of a tenant sends unasked, and what waited for the first next hop.
-fn no_bad_drops(stats: &outboard::control::stats::Stats) {
+pub fn no_bad_drops(stats: &outboard::control::stats::Stats) {
     const FINE: [&str; 4] = ["multicast", "ether_type", "arp_ignored", "next_hop_unresolved"];
     for port in &stats.ports {
         for drop in &port.drops {

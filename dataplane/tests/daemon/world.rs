@@ -191,12 +191,14 @@ pub struct Options {
     pub family: Family,
     /// What the tunnels are in.
     pub underlay: Family,
+    /// More text for the uplink of host a.
+    pub uplink_a: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let (family, underlay) = (Family::V4, Family::V4);
-        Options { mode: "adaptive", region_mib: 32, more: "", family, underlay }
+        Options { mode: "adaptive", region_mib: 32, more: "", family, underlay, uplink_a: "" }
     }
 }
 
@@ -287,7 +289,7 @@ fn configuration(
     letter: &str,
     scratch: &Scratch,
 ) -> String {
-    let Options { mode, region_mib, more, .. } = options;
+    let Options { mode, region_mib, more, uplink_a, .. } = options;
     let socket = socket.display();
     let on_b = letter == "b";
     let own = if on_b { 2 } else { 1 };
@@ -311,6 +313,9 @@ fn configuration(
     }
     let key = if vtep.is_ipv6() { "vtep6" } else { "vtep" };
     text += &format!("[[uplink]]\nname = 'up'\ninterface = 'veth'\n{key} = '{vtep}'\n");
+    if !on_b {
+        text += uplink_a;
+    }
     let mut port = |name: &str, vpc: &str, last: u8, rest: &str| {
         text += &format!(
             "[[port]]\nname = '{name}'\ninterface = '{name}'\nvpc = '{vpc}'\n\

@@ -25,19 +25,11 @@ pub struct Options {
     pub mtu: usize,
     pub kernel_interface: bool,
     pub memory: Option<Memory>,
-    pub only_tunnels: Option<u16>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            frames: 1024,
-            ring_frames: 256,
-            mtu: 1500,
-            kernel_interface: false,
-            memory: None,
-            only_tunnels: None,
-        }
+        Options { frames: 1024, ring_frames: 256, mtu: 1500, kernel_interface: false, memory: None }
     }
 }
 
@@ -62,7 +54,8 @@ impl Queue {
             mtu: options.mtu,
             kernel_interface: options.kernel_interface,
             memory: options.memory,
-            only_tunnels: options.only_tunnels,
+            tunnels: Vec::new(),
+            tunnel_port: 4789,
             port: PORT,
             counters: Arc::clone(&counters),
         };
@@ -84,6 +77,7 @@ impl Queue {
     }
 
     /// Receives until there are `count` packets.
+    #[allow(dead_code, reason = "the peers use it")]
     pub fn expect(&mut self, count: usize) -> Vec<Vec<u8>> {
         let mut received = Vec::new();
         for _ in 0..PATIENCE {

@@ -38,14 +38,14 @@ pub(super) fn of(plan: &Plan) -> BTreeMap<(Kind, String), Settings> {
 pub(super) fn is_in_tables(kind: Kind, key: &str) -> bool {
     match kind {
         Kind::Vpc => true,
-        Kind::Port | Kind::Uplink => !["interface", "workers"].contains(&key),
+        Kind::Port | Kind::Uplink => !["interface", "device", "workers"].contains(&key),
         Kind::Volume | Kind::Export | Kind::Disk => false,
     }
 }
 
 /// What is fixed from the start: what it is, and its value.
 pub(super) fn fixed(plan: &Plan) -> Vec<(&'static str, String)> {
-    let Plan { name, runtime, control_socket, workers, .. } = plan;
+    let Plan { name, runtime, control_socket, workers, eal, .. } = plan;
     let Runtime { mode, spin_us, region_mib, flows } = runtime;
     let cores: Vec<_> = workers.iter().map(|Worker { core }| core.to_string()).collect();
     vec![
@@ -56,6 +56,7 @@ pub(super) fn fixed(plan: &Plan) -> Vec<(&'static str, String)> {
         ("`flows` of [runtime]", flows.to_string()),
         ("`socket` of [control]", control_socket.display().to_string()),
         ("the list of [[worker]]", format!("cores {}", cores.join(", "))),
+        ("`eal` of [dpdk]", format!("{eal:?}")),
     ]
 }
 
@@ -85,12 +86,13 @@ fn vpc(vpc: &Vpc) -> Settings {
 
 fn port(plan: &Plan, port: &Port) -> Settings {
     // The number is given by the daemon, not by the file.
-    let Port { id: _, name: _, interface, queues, role } = port;
+    let Port { id: _, name: _, interface, dpdk, queues, role } = port;
     let workers: Vec<_> = queues.iter().map(u16::to_string).collect();
     let mut all = settings([
         ("interface", interface.clone()),
         ("workers", format!("[{}]", workers.join(", "))),
     ]);
+    all.extend(dpdk.as_ref().map(|device| ("device".into(), device.clone())));
     match role {
         Role::Uplink { vtep, vtep6, zero_checksum6 } => {
             all.extend(vtep.map(|vtep| ("vtep".into(), vtep.to_string())));

@@ -30,6 +30,12 @@ pub fn indices<'a>(names: impl Iterator<Item = &'a str>) -> io::Result<Vec<Optio
     names.map(&mut index).collect()
 }
 
+/// The MTU of the interface of this name, if there is one, in the namespace of the calling thread.
+pub fn mtu(interface: &str) -> io::Result<Option<u32>> {
+    let mut netlink = socket::Rtnetlink::route()?;
+    Ok(links::find(&mut netlink, interface)?.map(|link| link.mtu))
+}
+
 /// What the interface of this number is called, if there is one, in the namespace of the calling
 /// thread.
 pub fn name(index: u32) -> io::Result<Option<String>> {

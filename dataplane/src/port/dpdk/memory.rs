@@ -1,8 +1,8 @@
 //! Which memory a driver can work on, and how large a packet it then takes.
 //!
 //! Known by the driver's name, because DPDK does not tell (22.11):
-//! - `net_af_packet` receives into one buffer, which must hold `framesz` less 32 whatever arrives. A
-//!   frame of ours holds 3 840 bytes; for more, its packets are copied. The kernel cuts what is
+//! - `net_af_packet` receives into one buffer, which must hold `framesz` less 32 whatever arrives.
+//!   A frame of ours holds 3 840 bytes; for more, its packets are copied. The kernel cuts what is
 //!   longer than `framesz` less 66.
 //! - `net_memif` leaves its mark for "goes on" in a slot that was once the first of several, where
 //!   the next packet of one slot finds it. So it is given only what fits one (`bsize`).

@@ -39,7 +39,8 @@ fn tenant(vpc: u16, address: [u8; 4], mac: Mac) -> Port {
 }
 
 fn port(role: Role) -> Port {
-    Port { id: PortId(0), name: String::new(), interface: String::new(), queues: vec![0], role }
+    let (name, interface) = (String::new(), String::new());
+    Port { id: PortId(0), name, interface, dpdk: None, queues: vec![0], role }
 }
 
 /// Gives ports their place in the list as their number.
@@ -84,6 +85,7 @@ fn plan_a() -> Plan {
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 1024 },
         control_socket: "".into(),
         workers: Vec::new(),
+        eal: Vec::new(),
         vpcs: vec![vpc(100, remote(VTEP_B)), vpc(200, remote(VTEP_B))],
         ports: numbered(vec![
             tenant(0, [10, 0, 0, 2], mac(0, 2)),

@@ -1,0 +1,98 @@
+//! Ports of DPDK's devices, in builds that have it.
+
+use super::run::RunError;
+use crate::config::Plan;
+use crate::counters::PortCounters;
+use crate::port::AnyPort;
+use outboard_dma::{FreeList, Region};
+use std::sync::Arc;
+
+/// Opens the device of port `index`, with frames from `free` to receive into.
+#[cfg(not(feature = "dpdk"))]
+pub fn open_port(
+    plan: &Plan,
+    index: usize,
+    _device: &str,
+    _region: &'static Region,
+    _counters: Arc<PortCounters>,
+    _free: &mut FreeList,
+) -> Result<AnyPort, RunError> {
+    Err(RunError::NoDpdk { port: plan.ports[index].name.clone() })
+}
+
+/// Opens the device of port `index`, with frames from `free` to receive into. The first one starts
+/// DPDK's environment.
+#[cfg(feature = "dpdk")]
+pub fn open_port(
+    plan: &Plan,
+    index: usize,
+    device: &str,
+    region: &'static Region,
+    counters: Arc<PortCounters>,
+    free: &mut FreeList,
+) -> Result<AnyPort, RunError> {
+    use super::assemble;
+    use crate::config::plan::Role;
+    use crate::port::Port as _;
+    use crate::port::dpdk::{Dpdk, DpdkConfig, Eal, Memory};
+    use outboard_wire::ethernet;
+
+    let port = &plan.ports[index];
+    let mtu = mtu(plan, index)?;
+    let eal = Eal::start(&plan.eal)?;
+    let is_uplink = matches!(port.role, Role::Uplink { .. });
+    let config = DpdkConfig {
+        device,
+        region,
+        ring_frames: assemble::ring_sizes(plan, region).fill as u16,
+        mtu,
+        kernel_interface: !port.interface.is_empty(),
+        memory: None,
+        tunnels: match is_uplink {
+            true => assemble::vteps(plan),
+            false => Vec::new(),
+        },
+        tunnel_port: assemble::VXLAN_PORT,
+        port: port.id,
+        counters,
+    };
+    let way = Dpdk::open(eal, config, free)
+        .map_err(|source| RunError::Dpdk { port: port.name.clone(), source })?;
+    assemble::check_mtu(plan, index, way.max_frame_bytes() - ethernet::BYTES)?;
+    let (name, worker) = (&port.name, port.queues[0]);
+    let memory = match way.memory() {
+        Memory::Shared => "frames",
+        Memory::Copied { .. } => "memory of its own, a copy per packet",
+    };
+    let short = device.split(',').next().unwrap_or_default();
+    tracing::info!("port {name}: DPDK device {short} on worker {worker}, on {memory}");
+    Ok(AnyPort::Dpdk(way))
+}
+
+/// What a worker's thread does for DPDK before it gives up its rights.
+#[cfg(not(feature = "dpdk"))]
+pub fn enter_thread() {}
+
+/// What a worker's thread does for DPDK before it gives up its rights: pools keep a cache for it.
+#[cfg(feature = "dpdk")]
+pub fn enter_thread() {
+    if let Some(eal) = crate::port::dpdk::Eal::running() {
+        eal.register_thread();
+    }
+}
+
+/// The MTU of the interface where the kernel knows the device, else what the port needs.
+#[cfg(feature = "dpdk")]
+fn mtu(plan: &Plan, index: usize) -> Result<usize, RunError> {
+    let port = &plan.ports[index];
+    if port.interface.is_empty() {
+        return Ok(super::assemble::needed_mtu(plan, port).0);
+    }
+    let system = |source| RunError::System { what: "an interface's MTU", source };
+    let found = super::netlink::mtu(&port.interface).map_err(system)?;
+    let Some(found) = found else {
+        return Err(outboard_ebpf::Error::NoInterface { interface: port.interface.clone() }.into());
+    };
+    super::assemble::check_mtu(plan, index, found as usize)?;
+    Ok(found as usize)
+}
