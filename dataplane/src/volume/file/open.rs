@@ -17,8 +17,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a lock may be held by a process that has ended: the kernel closes the files of an
-/// io_uring only once what was in flight has ended, a while after the process is gone.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// io_uring only once what was in flight has ended, a while after the process is gone. That is
+/// what keeps a write of the past from landing behind the next process's back.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// The same for a process that lives, which may be about to end.
+const LOCK_PATIENCE_LIVING: Duration = Duration::from_secs(1);
 /// How often it is tried meanwhile.
 const LOCK_LOOK: Duration = Duration::from_millis(10);
 
@@ -46,10 +49,15 @@ pub enum FileError {
         path: PathBuf,
     },
     /// Another volume or process holds its lock, or the device is mounted.
-    #[error("{path} is in use by another volume, daemon or mount; stop that, or name another file")]
+    #[error(
+        "{path} is in use by another volume, daemon or mount; stop that, or name another file{}",
+        holder.as_ref().map_or(String::new(), |who| format!(" (its lock is held by {who})"))
+    )]
     InUse {
         /// The volume's path.
         path: PathBuf,
+        /// Who holds it, as far as this host's kernel tells.
+        holder: Option<String>,
     },
     /// Its size is no number of blocks.
     #[error(
@@ -141,14 +149,16 @@ pub(super) fn open(
             source,
         })?;
     }
-    let deadline_ns = now_ns() + LOCK_PATIENCE.as_nanos() as u64;
+    let since_ns = now_ns();
     let outcome = loop {
-        match open_made(path, block_bytes, read_only) {
-            Err(FileError::InUse { .. }) if now_ns() < deadline_ns => {
-                std::thread::sleep(LOCK_LOOK);
-            }
-            outcome => break outcome,
+        let outcome = open_made(path, block_bytes, read_only);
+        let Err(FileError::InUse { holder, .. }) = &outcome else { break outcome };
+        let is_living = holder.is_some();
+        let patience = if is_living { LOCK_PATIENCE_LIVING } else { LOCK_PATIENCE };
+        if now_ns().saturating_sub(since_ns) >= patience.as_nanos() as u64 {
+            break outcome;
         }
+        std::thread::sleep(LOCK_LOOK);
     };
     match outcome {
         Ok(opened) => Ok(Opened { made, ..opened }),
@@ -174,7 +184,9 @@ fn open_made(path: &Path, block_bytes: u32, read_only: bool) -> Result<Opened, F
     };
     let open_error = |error: Errno| FileError::Open { path: path.into(), source: error.into() };
     match fs::flock(&fd, lock) {
-        Err(Errno::WOULDBLOCK) => return Err(FileError::InUse { path: path.into() }),
+        Err(Errno::WOULDBLOCK) => {
+            return Err(FileError::InUse { path: path.into(), holder: holder(&fd) });
+        }
         locked => locked.map_err(open_error)?,
     }
     let mut file = File::from(fd);
@@ -197,11 +209,33 @@ fn open_made(path: &Path, block_bytes: u32, read_only: bool) -> Result<Opened, F
     Ok(Opened { file, geometry: Geometry { block_bytes, blocks, read_only }, direct, made: false })
 }
 
+/// The living process that holds a lock on this file (`man 5 proc_locks`); `None`: it has ended,
+/// or is of another PID namespace.
+fn holder(file: &OwnedFd) -> Option<String> {
+    let stat = fs::fstat(file).ok()?;
+    let (major, minor) = (fs::major(stat.st_dev), fs::minor(stat.st_dev));
+    let place = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let is_here = |line: &&str| line.contains(" FLOCK ") && line.split(' ').any(|at| at == place);
+    let holders = locks.lines().filter(is_here).filter_map(|line| {
+        line.split_whitespace().find_map(|word| word.parse::<u32>().ok().filter(|pid| *pid > 0))
+    });
+    let mut living = holders.filter_map(|pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name in brackets: the state; Z and X have ended (`man 5 proc_pid_stat`).
+        let (before, behind) = status.rsplit_once(") ")?;
+        let name = before.split_once('(')?.1;
+        (!behind.starts_with(['Z', 'X'])).then(|| format!("process {pid}, {name}"))
+    });
+    living.next()
+}
+
 /// The descriptor, what it is, and whether O_DIRECT was refused.
 fn open_existing(path: &Path, read_only: bool) -> Result<(OwnedFd, FileType, bool), FileError> {
     let failed = |error: Errno| match error {
         Errno::NOENT => FileError::Missing { path: path.into() },
-        Errno::BUSY => FileError::InUse { path: path.into() },
+        // A mount or another claim, which no lock tells of: there is nothing to wait for.
+        Errno::BUSY => FileError::InUse { path: path.into(), holder: Some("the kernel".into()) },
         Errno::ISDIR => FileError::Kind { path: path.into() },
         _ => FileError::Open { path: path.into(), source: error.into() },
     };

@@ -141,6 +141,8 @@ fn one_writer_or_many_readers() {
     let writer = File::open(&path, 512, false, Some(1 << 20)).unwrap();
     for read_only in [false, true] {
         let error = File::open(&path, 512, read_only, None).unwrap_err();
+        let own = format!("its lock is held by process {}", std::process::id());
+        assert!(error.to_string().contains(&own), "{error}");
         assert!(matches!(error, FileError::InUse { .. }));
         assert!(error.to_string().contains("is in use by another volume"));
     }
