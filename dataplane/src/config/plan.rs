@@ -255,6 +255,8 @@ pub enum Backing {
         loss_timeout: Duration,
         /// How long a target that does not fence may still work on what it was sent before.
         quiesce: Duration,
+        /// Digests on its connections.
+        digests: Digests,
     },
 }
 
@@ -267,6 +269,34 @@ pub struct Export {
     pub nqn: String,
     /// Where the target listens (NVMe/TCP).
     pub listen: SocketAddr,
+    /// Digests that a host has to ask for; it is given all that it asks for.
+    pub require_digests: Digests,
+}
+
+/// Digests of NVMe/TCP: checksums that are stronger than TCP's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Digests {
+    /// None.
+    #[default]
+    None,
+    /// Of headers.
+    Header,
+    /// Of data.
+    Data,
+    /// Of headers and data.
+    Both,
+}
+
+impl Digests {
+    /// The word in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Digests::None => "none",
+            Digests::Header => "header",
+            Digests::Data => "data",
+            Digests::Both => "both",
+        }
+    }
 }
 
 /// `[[disk]]`

@@ -1,6 +1,6 @@
 //! `[[volume]]`, `[[export]]`, `[[disk]]`: data, who else is served, and guests' disks.
 
-use super::plan::{Backing, Disk, Export, SocketAccess, Volume};
+use super::plan::{Backing, Digests, Disk, Export, SocketAccess, Volume};
 use super::section::{At, Section};
 use super::top::{Claims, Names, Shared, check_worker};
 use super::value;
@@ -36,6 +36,12 @@ enum Kind {
 
 const KINDS: &[(&str, Kind)] =
     &[("mem", Kind::Mem), ("file", Kind::File), ("remote", Kind::Remote)];
+const DIGESTS: &[(&str, Digests)] = &[
+    ("none", Digests::None),
+    ("header", Digests::Header),
+    ("data", Digests::Data),
+    ("both", Digests::Both),
+];
 const BLOCK_SIZES: [u64; 2] = [512, 4096];
 
 /// Keys that only one kind of volume has, and what to write elsewhere.
@@ -48,6 +54,7 @@ const KEYS_OF_KINDS: &[(&str, Kind, &str)] = &[
     ("nsid", Kind::Remote, "only for kind = \"remote\""),
     ("loss_timeout_s", Kind::Remote, "only for kind = \"remote\""),
     ("quiesce_ms", Kind::Remote, "only for kind = \"remote\""),
+    ("digests", Kind::Remote, "only for kind = \"remote\""),
 ];
 
 /// What this file reads.
@@ -175,12 +182,14 @@ fn read_remote(section: &mut Section, shared: &mut Shared) -> Option<Backing> {
     let patience = value::number(0..=LOSS_TIMEOUT_MAX_S);
     let patience = section.optional("loss_timeout_s", sink, patience);
     let quiesce = section.optional("quiesce_ms", sink, value::number(0..=QUIESCE_MAX_MS));
+    let digests = section.optional("digests", sink, value::choice(DIGESTS));
     Some(Backing::Remote {
         address: address?.value,
         nqn: nqn?.value,
         nsid: nsid.map_or(1, |nsid| nsid.value as u32),
         loss_timeout: Duration::from_secs(patience.map_or(LOSS_TIMEOUT_S, |given| given.value)),
         quiesce: Duration::from_millis(quiesce.map_or(QUIESCE_MS, |given| given.value)),
+        digests: digests.map_or(Digests::None, |digests| digests.value),
     })
 }
 
@@ -206,12 +215,14 @@ fn read_exports(top: &mut Section, names: &Names, shared: &mut Shared) -> Option
             check_listen(listen, insecure, &listens, shared);
             listens.push(listen.clone());
         }
+        let digests = section.optional("require_digests", &mut shared.sink, value::choice(DIGESTS));
         section.finish(&mut shared.sink);
         let export = volume.zip(nqn).zip(listen);
         exports.push(export.map(|((volume, nqn), listen)| Export {
             volume,
             nqn: nqn.value,
             listen: listen.value,
+            require_digests: digests.map_or(Digests::None, |digests| digests.value),
         }));
     }
     exports.into_iter().collect()

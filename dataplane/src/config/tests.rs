@@ -569,6 +569,31 @@ fn a_disk_says_who_may_connect() {
 }
 
 #[test]
+fn digests_are_asked_for_and_required() {
+    let remote = |digests: &str| {
+        format!(
+            "name = 'a'\n[[volume]]\nname = 'v'\nkind = 'remote'\naddress = '192.0.2.2:4420'\n\
+             nqn = 'nqn.2025-01.org.example:d'\n{digests}\n"
+        )
+    };
+    let of = |digests: &str| match plan(&remote(digests)).volumes.remove(0).backing {
+        Backing::Remote { digests, .. } => digests.name(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of(""), "none");
+    for name in ["none", "header", "data", "both"] {
+        assert_eq!(of(&format!("digests = '{name}'")), name);
+    }
+    let export = "[[export]]\nvolume = 'm'\nnqn = 'nqn.2025-01.org.example:e'\n\
+                  listen = '192.0.2.1:4420'\nrequire_digests = 'header'\n";
+    let made = plan(&format!("name = 'a'\n{MEM}{export}")).exports.remove(0);
+    assert_eq!(made.require_digests.name(), "header");
+    let mem = format!("name = 'a'\n{MEM}digests = 'both'\n");
+    let what = "`digests` of [[volume]] does not belong here";
+    wrong_one(&mem, what, "only for kind = \"remote\"");
+}
+
+#[test]
 fn sockets_and_listeners_do_not_overlap() {
     let disk = |name: &str, path: &str| {
         format!("[[disk]]\nname = '{name}'\nvolume = 'm'\nsocket = '{path}'\n")

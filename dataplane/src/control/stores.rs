@@ -135,12 +135,12 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
             }
             Ok((Volume::File(file), None))
         }
-        Backing::Remote { address, nqn, nsid, loss_timeout, quiesce } => {
+        Backing::Remote { address, nqn, nsid, digests, loss_timeout, quiesce } => {
             let target = Wanted {
                 address: *address,
                 nqn: nqn.clone(),
                 nsid: *nsid,
-                digests: Digests::NONE,
+                digests: wanted_digests(*digests),
                 user: format!("{host}/{}", wanted.name),
                 quiesce: *quiesce,
                 loss_timeout: *loss_timeout,
@@ -155,6 +155,11 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
             Ok((Volume::Remote(remote), Some(connector)))
         }
     }
+}
+
+fn wanted_digests(digests: plan::Digests) -> Digests {
+    use plan::Digests::{Both, Data, Header};
+    Digests { header: matches!(digests, Header | Both), data: matches!(digests, Data | Both) }
 }
 
 impl Stores {
@@ -228,6 +233,7 @@ impl Stores {
             let (mut made, door) = Export::new(&config, volume, free)
                 .map_err(|source| StoreError::Export { name: name(), source })?;
             let others = plan.exports.iter().filter(|other| other.nqn != export.nqn);
+            made.require_digests(wanted_digests(export.require_digests));
             made.list_others(others.map(|other| (&*other.nqn, other.listen)));
             self.exports[number] = made.counters();
             users.push(User::Export(made));

@@ -270,8 +270,8 @@ impl Outbox {
         self.entries.iter().filter(|entry| entry.slot.is_none()).count() as u16
     }
 
-    /// The queue that was saved, with room for `capacity` PDUs. What its entries say of slots is for
-    /// the engine to check.
+    /// The queue that was saved, with room for `capacity` PDUs. What its entries say of slots is
+    /// for the engine to check.
     pub fn load(
         from: &mut Reader,
         capacity: usize,

@@ -177,7 +177,7 @@ impl Fight {
     }
 
     fn turn(&mut self, run: &Run) {
-        if run.is_reloading && self.random.0.is_multiple_of(4) {
+        if run.is_reloading && self.random.0.is_multiple_of(64) {
             self.reload();
             self.reloads += 1;
         }
@@ -282,6 +282,6 @@ fn thousands_of_ios_read_what_was_written() {
         // The same happens whether both ends are saved, loaded and go on, or not.
         let (plain, reloaded) = (run(false), run(true));
         assert_eq!((plain.1, plain.2), (reloaded.1, reloaded.2));
-        assert!(plain.0 == reloaded.0 && plain.3 == 0 && reloaded.3 > 20);
+        assert!(plain.0 == reloaded.0 && plain.3 == 0 && reloaded.3 > 5);
     }
 }

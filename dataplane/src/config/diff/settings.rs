@@ -126,23 +126,25 @@ fn volume(volume: &Volume) -> Settings {
             let _ = create_bytes;
             settings([("kind", "file".into()), ("path", path.display().to_string())])
         }
-        Backing::Remote { address, nqn, nsid, loss_timeout, quiesce } => settings([
+        Backing::Remote { address, nqn, nsid, digests, loss_timeout, quiesce } => settings([
             ("kind", "remote".into()),
             ("address", address.to_string()),
             ("nqn", nqn.clone()),
             ("nsid", nsid.to_string()),
             ("loss_timeout_s", loss_timeout.as_secs().to_string()),
             ("quiesce_ms", quiesce.as_millis().to_string()),
+            ("digests", digests.name().into()),
         ]),
     });
     all
 }
 
 fn export(plan: &Plan, export: &Export) -> Settings {
-    let Export { volume, nqn: _, listen } = export;
+    let Export { volume, nqn: _, listen, require_digests } = export;
     settings([
         ("volume", plan.volumes[usize::from(*volume)].name.clone()),
         ("listen", listen.to_string()),
+        ("require_digests", require_digests.name().into()),
     ])
 }
 
