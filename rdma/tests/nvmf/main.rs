@@ -2,6 +2,7 @@
 
 mod bad_targets;
 mod capture;
+mod corruption;
 mod ends;
 mod fencing;
 mod golden;
