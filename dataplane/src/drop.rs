@@ -32,24 +32,41 @@ drop_reasons! {
     TooManyFrames "too_many_frames" "The packet needs more than 18 frames.",
     NoFrames "no_frames" "The worker has no free frame; raise region_mib in [runtime].",
     NoHeadroom "no_headroom" "The frame has no room in front for the tunnel's headers.",
-    EtherType "ether_type" "Neither IPv4 nor ARP.",
+    EtherType "ether_type" "Neither IPv4, IPv6 nor ARP.",
     VlanTag "vlan_tag" "VLAN tags are not carried.",
-    Multicast "multicast" "Broadcast or multicast other than ARP.",
+    Broadcast "broadcast" "Broadcast other than ARP.",
+    Multicast "multicast" "Multicast other than neighbour discovery.",
+    SpoofedMac "spoofed_mac" "The source is not the tenant's MAC address; correct `mac` of \
+        [[port]].",
+    SpoofedSource "spoofed_source" "The source is not the tenant's address; correct `address` or \
+        `address6` of [[port]].",
+    SpoofedNeighbour "spoofed_neighbour" "ARP or neighbour discovery in another's name.",
     Ipv4Header "ipv4_header" "Version, header length or total length contradict the frame.",
     Ipv4Checksum "ipv4_checksum" "The IPv4 header checksum is wrong.",
     Ipv4Options "ipv4_options" "IPv4 options are not carried.",
+    Ipv6Header "ipv6_header" "Version or payload length contradict the frame.",
+    Ipv6Extensions "ipv6_extensions" "More than 8 extension headers or 256 bytes of them, or they \
+        are cut off or out of order.",
+    NdMalformed "nd_malformed" "A neighbour discovery message that is wrong, or not of the link.",
+    NdIgnored "nd_ignored" "A neighbour discovery message that needs no answer.",
     ArpMalformed "arp_malformed" "Not an Ethernet/IPv4 ARP message.",
     ArpIgnored "arp_ignored" "An ARP message that needs no answer.",
     NotGateway "not_gateway" "Sent to a MAC address that is not the virtual gateway's.",
-    ToGateway "to_gateway" "Sent to the virtual gateway, which answers only ARP and echo requests.",
-    TtlExceeded "ttl_exceeded" "TTL reached zero.",
+    ToGateway "to_gateway" "Sent to the virtual gateway, which answers only ARP, neighbour \
+        discovery and echo requests.",
+    TtlExceeded "ttl_exceeded" "TTL or hop limit reached zero, and the sender had been told too \
+        often.",
     NoRoute "no_route" "No route of the VPC covers the destination.",
     NextHopUnresolved "next_hop_unresolved" "The kernel has no MAC address yet for the next hop.",
     NoUnderlayRoute "no_underlay_route" "The kernel has no route to the tunnel's far end, or \
         it is not over an uplink.",
     TooBig "too_big" "Larger than the MTU of the port it should leave through.",
+    NotFragmented "not_fragmented" "Larger than the MTU of its way and may be fragmented, which \
+        the gateway does not do; lower the sender's MTU.",
     VxlanMalformed "vxlan_malformed" "The VXLAN flags or lengths are invalid.",
     UdpChecksum "udp_checksum" "The outer UDP checksum is wrong.",
+    ZeroChecksum "zero_checksum" "A tunnel over IPv6 without UDP checksum; have the far end make \
+        one, or set `zero_checksum6 = true` in [[uplink]].",
     OuterFragment "outer_fragment" "The tunnel packet was fragmented on its way; \
         raise the MTU of the network between the hosts.",
     UnknownVni "unknown_vni" "No VPC has this VNI.",

@@ -22,6 +22,7 @@ const CACHE_FLOWS: u32 = 256;
 const TENANT: PortId = PortId(0);
 const UPLINK: PortId = PortId(1);
 const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const TENANT_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const HERE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(10, 0, 0, 2));
 const THERE: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(192, 0, 2, 2), Ipv4Addr::new(10, 0, 1, 2));
@@ -38,7 +39,7 @@ fn tables() -> Arc<Tables> {
         dscp: Dscp::Fixed(0),
         routes,
     };
-    let mac = Mac([2, 0, 0, 0, 0, 2]);
+    let mac = TENANT_MAC;
     let address = Some(Ipv4Interface { address: HERE.1, prefix_len: 24 });
     let tenant = Tenant { vpc: 0, address, address6: None, mac, mtu: 8950 };
     let port = |id, name: &str, role| Port {
@@ -70,7 +71,7 @@ fn tables() -> Arc<Tables> {
 
 /// Writes an Ethernet and IPv4 header; the payload follows at 34.
 fn headers(out: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) {
-    let frame = Ethernet { destination: GATEWAY_MAC, source: Mac([2; 6]), ethertype: 0x0800 };
+    let frame = Ethernet { destination: GATEWAY_MAC, source: TENANT_MAC, ethertype: 0x0800 };
     frame.emit(out).unwrap();
     let ip = Ipv4 {
         tos: 0,

@@ -1,19 +1,22 @@
-//! What the virtual gateway answers itself, in the packet that asked: ARP and echo requests.
+//! What the virtual gateway answers itself, in the packet that asked: ARP and echo requests over
+//! IPv4; [`neighbour`](super::neighbour) does the same over IPv6.
 
-use super::parse::{not_gateway, reason};
+use super::Verdict;
+use super::parse::{Outer, not_gateway, reason};
 use super::tables::{Tables, TenantPort};
 use super::transform::{cut, ip_header};
-use super::{OUTER_BYTES, Verdict};
 use crate::drop::DropReason;
 use crate::packet::Packet;
 use outboard_dma::FreeList;
 use outboard_wire::arp::{self, Operation};
-use outboard_wire::{Arp, Ethernet, Ipv4, Mac, Udp, ethernet, icmp, ipv4, udp, vxlan};
+use outboard_wire::{
+    Arp, Checksum, Ethernet, Ipv4, Ipv6, Mac, Udp, ethernet, icmp, ipv4, ipv6, udp, vxlan,
+};
 
 /// TTL of replies (RFC 1700).
 const TTL: u8 = 64;
 /// An ARP message with its Ethernet header.
-const ARP_FRAME_BYTES: usize = ethernet::BYTES + arp::BYTES;
+pub(super) const ARP_FRAME_BYTES: usize = ethernet::BYTES + arp::BYTES;
 
 /// ARP from a tenant: the gateway answers for itself and for every address that it has a route to.
 #[cold]
@@ -27,7 +30,13 @@ pub(super) fn arp(
     if frame.destination != Mac::BROADCAST && frame.destination != port.gateway_mac {
         return Err(not_gateway(frame.destination));
     }
-    let request = request(packet.head())?;
+    let message = message(packet.head())?;
+    // A tenant speaks for its own addresses; a probe (RFC 5227) has none yet.
+    let own = Some(message.sender) == port.address || message.sender.is_unspecified();
+    if !own || message.sender_mac != port.mac {
+        return Err(DropReason::SpoofedNeighbour);
+    }
+    let request = asks(message)?;
     if Some(request.target) == port.address {
         return Err(DropReason::ArpIgnored);
     }
@@ -46,26 +55,25 @@ pub(super) fn arp(
 #[cold]
 pub(super) fn tunnel_arp(
     packet: &mut Packet,
-    vpc: u16,
+    outer: &Outer,
     tables: &Tables,
     free: &mut FreeList,
 ) -> Result<Verdict, DropReason> {
-    let vpc = &tables.vpcs[usize::from(vpc)];
-    let inner = packet.head().get(OUTER_BYTES..).ok_or(DropReason::TooShort)?;
+    let inner = packet.head().get(outer.bytes()..).ok_or(DropReason::TooShort)?;
     let frame = Ethernet::parse(inner).map_err(reason)?;
-    let request = request(inner)?;
-    let transform = vpc.routes.get(request.target).ok_or(DropReason::ArpIgnored)?;
-    if !tables.transforms[transform as usize].is_local() {
+    let request = asks(message(inner)?)?;
+    if !tables.is_tenant(outer.vpc, request.target.into()) {
         return Err(DropReason::ArpIgnored);
     }
-    cut(packet, OUTER_BYTES + ARP_FRAME_BYTES, free);
+    cut(packet, outer.bytes() + ARP_FRAME_BYTES, free);
+    let gateway_mac = tables.vpcs[usize::from(outer.vpc)].gateway_mac;
     let head = packet.head_mut();
-    reply(&mut head[OUTER_BYTES..], &frame, &request, vpc.gateway_mac)?;
-    turn_round(head).ok_or(DropReason::TooShort)?;
+    reply(&mut head[outer.bytes()..], &frame, &request, gateway_mac)?;
+    turn_round(head, outer.is_ipv6).ok_or(DropReason::TooShort)?;
     Ok(Verdict::Forward(packet.ingress))
 }
 
-/// IPv4 from a tenant to its gateway.
+/// ICMP from a tenant to its gateway.
 #[cold]
 pub(super) fn to_gateway(
     packet: &mut Packet,
@@ -73,9 +81,6 @@ pub(super) fn to_gateway(
     ip: &Ipv4,
     free: &mut FreeList,
 ) -> Result<Verdict, DropReason> {
-    if ip.protocol != ipv4::ICMP {
-        return Err(DropReason::ToGateway);
-    }
     cut(packet, ethernet::BYTES + usize::from(ip.total_len), free);
     let head = packet.head_mut();
     let frame = Ethernet::parse(head).map_err(reason)?;
@@ -92,10 +97,36 @@ pub(super) fn to_gateway(
     Ok(Verdict::Forward(packet.ingress))
 }
 
-/// The ARP request in a frame; probes and announcements (RFC 5227) are none.
-fn request(frame: &[u8]) -> Result<Arp, DropReason> {
+/// The announcement with which the gateway greets a tenant (RFC 5227 section 2.3, RFC 826);
+/// `None` when the tenant has no IPv4.
+pub(super) fn greeting(port: &TenantPort) -> Option<[u8; ARP_FRAME_BYTES]> {
+    let (gateway, _) = port.gateway.zip(port.address)?;
+    let announcement = Arp {
+        operation: Operation::Request,
+        sender_mac: port.gateway_mac,
+        sender: gateway,
+        target_mac: Mac::default(),
+        target: gateway,
+    };
+    let header = Ethernet {
+        destination: Mac::BROADCAST,
+        source: port.gateway_mac,
+        ethertype: ethernet::ARP,
+    };
+    let mut frame = [0; ARP_FRAME_BYTES];
+    header.emit(&mut frame)?;
+    announcement.emit(&mut frame[ethernet::BYTES..])?;
+    Some(frame)
+}
+
+/// The ARP message in a frame.
+fn message(frame: &[u8]) -> Result<Arp, DropReason> {
     let message = frame.get(ethernet::BYTES..).ok_or(DropReason::TooShort)?;
-    let message = Arp::parse(message).map_err(reason)?;
+    Arp::parse(message).map_err(reason)
+}
+
+/// The message if it is a request; probes and announcements (RFC 5227) are none.
+fn asks(message: Arp) -> Result<Arp, DropReason> {
     let asks = message.operation == Operation::Request
         && !message.sender.is_unspecified()
         && message.sender != message.target;
@@ -117,18 +148,22 @@ fn reply(frame: &mut [u8], header: &Ethernet, request: &Arp, mac: Mac) -> Result
         .ok_or(DropReason::TooShort)
 }
 
-/// Addresses the outer headers of an ARP message to where they came from; `None` when they are
-/// not whole.
-fn turn_round(head: &mut [u8]) -> Option<()> {
-    let len = head.len() - ethernet::BYTES;
+/// Addresses the outer headers of an answer that lies in the head whole to where the question came
+/// from; `None` when they are not whole.
+pub(super) fn turn_round(head: &mut [u8], is_ipv6: bool) -> Option<()> {
     let frame = Ethernet::parse(head).ok()?;
-    let came = Ipv4::parse(&head[ethernet::BYTES..], usize::MAX).ok()?;
-    let udp_at = ethernet::BYTES + ipv4::BYTES;
-    let source = udp::ports(head.get(udp_at..)?)?.0;
     let back = Ethernet { destination: frame.source, source: frame.destination, ..frame };
+    back.emit(head)?;
+    let packet = &mut head[ethernet::BYTES..];
+    if is_ipv6 { turn_round6(packet) } else { turn_round4(packet) }
+}
+
+fn turn_round4(packet: &mut [u8]) -> Option<()> {
+    let came = Ipv4::parse(packet, usize::MAX).ok()?;
+    let source = udp::ports(packet.get(ipv4::BYTES..)?)?.0;
     let outer = Ipv4 {
         tos: 0,
-        total_len: len as u16,
+        total_len: packet.len() as u16,
         id: 0,
         fragment: ipv4::DONT_FRAGMENT,
         ttl: TTL,
@@ -137,7 +172,32 @@ fn turn_round(head: &mut [u8]) -> Option<()> {
         ..came
     };
     let datagram = Udp { source, destination: vxlan::PORT, len: outer.payload_len(), checksum: 0 };
-    back.emit(head)?;
-    outer.emit(&mut head[ethernet::BYTES..])?;
-    datagram.emit(&mut head[udp_at..])
+    outer.emit(packet)?;
+    datagram.emit(&mut packet[ipv4::BYTES..])
+}
+
+fn turn_round6(packet: &mut [u8]) -> Option<()> {
+    let came = Ipv6::parse(packet, usize::MAX).ok()?;
+    let source = udp::ports(packet.get(ipv6::BYTES..)?)?.0;
+    let len = (packet.len() - ipv6::BYTES) as u16;
+    let outer = Ipv6 {
+        traffic_class: 0,
+        payload_len: len,
+        hop_limit: TTL,
+        source: came.destination,
+        destination: came.source,
+        ..came
+    };
+    outer.emit(packet)?;
+    let (from, to) = (outer.source.octets(), outer.destination.octets());
+    let mut sum = Checksum::pseudo_header6(from, to, ipv4::UDP, u32::from(len));
+    let datagram = &mut packet[ipv6::BYTES..];
+    Udp { source, destination: vxlan::PORT, len, checksum: 0 }.emit(datagram)?;
+    sum.add(datagram);
+    let checksum = match sum.finish() {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    datagram[udp::CHECKSUM_AT..][..2].copy_from_slice(&checksum.to_be_bytes());
+    Some(())
 }

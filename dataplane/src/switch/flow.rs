@@ -6,9 +6,12 @@
 //! evicted. The size is fixed; nothing here allocates after `new`.
 //!
 //! The hash is keyed by a seed, so that nobody outside can choose flows that share buckets.
+//!
+//! The addresses of IPv6 do not fit into a key: it has a keyed digest of them instead, and the
+//! addresses themselves lie beside the buckets, are compared on every hit, and cost IPv4 nothing.
 
 use outboard_dma::prefetch;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Flows in a bucket.
 const WAYS: usize = 4;
@@ -19,7 +22,7 @@ pub const MIN_FLOWS: u32 = WAYS as u32;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Key {
-    /// Source and destination address as they lie in the header.
+    /// Source and destination address as they lie in the header; of IPv6 their digest.
     addresses: u64,
     /// Ports as they lie in the header in the high half, [`scope`] and protocol in the low one.
     rest: u64,
@@ -29,6 +32,32 @@ pub(super) struct Key {
 const USED: u32 = 1 << 31;
 /// Set in keys of packets from an uplink.
 const FROM_UPLINK: u32 = 1 << 30;
+/// Set in keys of IPv6.
+const IPV6: u32 = 1 << 29;
+
+/// Source and destination address of an IPv6 packet, as four words in memory order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Addresses6([u64; 4]);
+
+impl Addresses6 {
+    /// Of the 32 bytes that lie in the header.
+    #[inline(always)]
+    pub(super) fn new(bytes: &[u8; 32]) -> Addresses6 {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        Addresses6(words)
+    }
+
+    /// The destination address.
+    pub(super) fn destination(&self) -> Ipv6Addr {
+        let mut octets = [0; 16];
+        octets[..8].copy_from_slice(&self.0[2].to_ne_bytes());
+        octets[8..].copy_from_slice(&self.0[3].to_ne_bytes());
+        Ipv6Addr::from(octets)
+    }
+}
 
 impl Key {
     const EMPTY: Key = Key { addresses: 0, rest: 0 };
@@ -51,11 +80,24 @@ impl Key {
         }
     }
 
-    /// The destination address.
+    /// The same for IPv6, still without its addresses.
+    #[inline(always)]
+    pub(super) fn new6(vpc: u16, from_uplink: bool, ports: [u8; 4], protocol: u8) -> Key {
+        let key = Key::new(vpc, from_uplink, [0; 8], ports, protocol);
+        Key { addresses: 0, rest: key.rest | u64::from(IPV6) }
+    }
+
+    /// The destination address, of a key of IPv4.
     #[inline(always)]
     pub(super) fn destination(&self) -> Ipv4Addr {
         let [_, _, _, _, a, b, c, d] = self.addresses.to_ne_bytes();
         Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// Whether it is of IPv6.
+    #[inline(always)]
+    pub(super) fn is_v6(&self) -> bool {
+        self.rest as u32 & IPV6 != 0
     }
 
     /// The VPC that the packet belongs to.
@@ -81,7 +123,7 @@ pub(super) struct Flow {
     pub(super) transform: u32,
     /// The last tick in which a packet of it was seen.
     pub(super) seen: u32,
-    /// The outer source address that was checked; 0 when it comes from a tenant.
+    /// The far end that was checked, as the tables call it; 0 when it comes from a tenant.
     pub(super) far_end: u32,
 }
 
@@ -119,6 +161,9 @@ impl Bucket {
 #[derive(Debug)]
 pub(super) struct FlowCache {
     buckets: Box<[Bucket]>,
+    /// The addresses of flows of IPv6; places are those of the flows. Pages that no such flow
+    /// was in are never touched.
+    addresses6: Box<[[Addresses6; WAYS]]>,
     seed: Seed,
 }
 
@@ -130,7 +175,14 @@ impl FlowCache {
     pub(super) fn new(flows: u32, seed: Seed) -> FlowCache {
         assert!(flows.is_power_of_two() && flows >= MIN_FLOWS, "{flows} flows in a cache");
         let buckets = vec![Bucket::EMPTY; flows as usize / WAYS].into_boxed_slice();
-        FlowCache { buckets, seed }
+        let addresses6 = vec![[Addresses6([0; 4]); WAYS]; buckets.len()].into_boxed_slice();
+        FlowCache { buckets, addresses6, seed }
+    }
+
+    /// Gives a key of IPv6 its addresses.
+    #[inline(always)]
+    pub(super) fn complete(&self, key: &mut Key, addresses: &Addresses6) {
+        key.addresses = self.seed.digest(&addresses.0);
     }
 
     /// The hash that the other calls want beside the key.
@@ -145,23 +197,45 @@ impl FlowCache {
         self.prefetch(self.first(hash));
     }
 
+    /// Asks for the addresses of the first bucket's flows of IPv6.
+    #[inline(always)]
+    pub(super) fn prefetch_addresses(&self, hash: u64) {
+        let [first, _, third, _] = &self.addresses6[self.first(hash)];
+        prefetch(first);
+        prefetch(third);
+    }
+
     /// Asks for the second bucket's cache lines.
     #[inline(always)]
     pub(super) fn prefetch_second(&self, hash: u64) {
         self.prefetch(self.second(hash));
     }
 
-    /// The flow, when it lies in its first bucket.
+    /// The flow, when it lies in its first bucket. `addresses` count with keys of IPv6.
     #[inline(always)]
-    pub(super) fn find_first(&mut self, hash: u64, key: Key) -> Option<&mut Flow> {
-        let bucket = &mut self.buckets[self.first(hash)];
-        bucket.position(key).map(|way| &mut bucket.flows[way])
+    pub(super) fn find_first(
+        &mut self,
+        hash: u64,
+        key: Key,
+        addresses: &Addresses6,
+    ) -> Option<&mut Flow> {
+        let index = self.first(hash);
+        let way = self.buckets[index].position(key)?;
+        let same = !key.is_v6() || self.addresses6[index][way] == *addresses;
+        same.then(|| &mut self.buckets[index].flows[way])
     }
 
     /// The flow, in whichever bucket.
-    pub(super) fn find(&mut self, hash: u64, key: Key) -> Option<&mut Flow> {
+    pub(super) fn find(
+        &mut self,
+        hash: u64,
+        key: Key,
+        addresses: &Addresses6,
+    ) -> Option<&mut Flow> {
         for index in [self.first(hash), self.second(hash)] {
-            if let Some(way) = self.buckets[index].position(key) {
+            if let Some(way) = self.buckets[index].position(key)
+                && (!key.is_v6() || self.addresses6[index][way] == *addresses)
+            {
                 return Some(&mut self.buckets[index].flows[way]);
             }
         }
@@ -170,27 +244,46 @@ impl FlowCache {
 
     /// Adds a flow that is not in the cache; whether another was evicted for it. `flow.seen` is
     /// taken for the present.
-    pub(super) fn insert(&mut self, hash: u64, key: Key, flow: Flow) -> bool {
+    pub(super) fn insert(
+        &mut self,
+        hash: u64,
+        key: Key,
+        addresses: &Addresses6,
+        flow: Flow,
+    ) -> bool {
+        let (home, way, evicts) = self.place(hash, key, flow.seen);
+        self.buckets[home].put(way, key, flow);
+        if key.is_v6() {
+            self.addresses6[home][way] = *addresses;
+        }
+        evicts
+    }
+
+    /// Where a flow that is not in the cache shall lie: bucket, place in it, and whether another
+    /// flow is evicted for it.
+    fn place(&mut self, hash: u64, key: Key, seen: u32) -> (usize, usize, bool) {
         let homes = [self.first(hash), self.second(hash)];
+        // Other addresses of the same digest: one of the two flows would never be found.
+        for home in homes.into_iter().filter(|_| key.is_v6()) {
+            if let Some(way) = self.buckets[home].position(key) {
+                return (home, way, true);
+            }
+        }
         for home in homes {
             if let Some(way) = self.buckets[home].position(Key::EMPTY) {
-                self.buckets[home].put(way, key, flow);
-                return false;
+                return (home, way, false);
             }
         }
         for home in homes {
             if let Some(way) = self.move_one(home) {
-                self.buckets[home].put(way, key, flow);
-                return false;
+                return (home, way, false);
             }
         }
-        let age = |&(home, way): &(usize, usize)| {
-            flow.seen.wrapping_sub(self.buckets[home].flows[way].seen)
-        };
+        let age =
+            |&(home, way): &(usize, usize)| seen.wrapping_sub(self.buckets[home].flows[way].seen);
         let places = homes.into_iter().flat_map(|home| (0..WAYS).map(move |way| (home, way)));
         let (home, way) = places.max_by_key(age).unwrap_or((homes[0], 0));
-        self.buckets[home].put(way, key, flow);
-        true
+        (home, way, true)
     }
 
     /// Moves one flow of a full bucket to its other one; the place that became free.
@@ -204,6 +297,9 @@ impl FlowCache {
             }
             if let Some(free) = self.buckets[other].position(Key::EMPTY) {
                 self.buckets[other].put(free, key, flow);
+                if key.is_v6() {
+                    self.addresses6[other][free] = self.addresses6[from][way];
+                }
                 return Some(way);
             }
         }
@@ -230,7 +326,7 @@ impl FlowCache {
 
 /// The secret of this process's hashes.
 #[derive(Clone, Copy, Debug)]
-pub struct Seed([u64; 3]);
+pub struct Seed([u64; 7]);
 
 impl Seed {
     /// Spreads 64 random bits over the secret (SplitMix64).
@@ -247,8 +343,17 @@ impl Seed {
     /// Two rounds of multiplying and folding 128 bits, each with secret factors.
     #[inline(always)]
     fn mix(&self, a: u64, b: u64) -> u64 {
-        let [first, second, third] = self.0;
+        let [first, second, third, ..] = self.0;
         fold(fold(a ^ first, b ^ second) ^ third, 0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Seed {
+    /// Four words to one, with other factors than [`Seed::mix`] has.
+    #[inline(always)]
+    fn digest(&self, words: &[u64; 4]) -> u64 {
+        let [_, _, _, a, b, c, d] = self.0;
+        fold(words[0] ^ a, words[1] ^ b) ^ fold(words[2] ^ c, words[3] ^ d)
     }
 }
 
@@ -262,10 +367,10 @@ fn fold(a: u64, b: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FiveTuple {
     /// Source address and port.
-    pub source: (Ipv4Addr, u16),
+    pub source: (IpAddr, u16),
     /// Destination address and port.
-    pub destination: (Ipv4Addr, u16),
-    /// IPv4 protocol number.
+    pub destination: (IpAddr, u16),
+    /// Protocol number; of a fragment of IPv6 what its fragment header says.
     pub protocol: u8,
 }
 
@@ -273,8 +378,14 @@ pub struct FiveTuple {
 /// every worker with the same seed. Ports are those of TCP and UDP, and 0 for everything else and
 /// for every fragment.
 pub fn owner(seed: &Seed, vni: u32, flow: &FiveTuple) -> u32 {
-    let end =
-        |(address, port): (Ipv4Addr, u16)| u64::from(address.to_bits()) << 16 | u64::from(port);
+    let address = |address| match address {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            seed.mix((bits >> 64) as u64, bits as u64) & 0xffff_ffff
+        }
+    };
+    let end = |(ip, port): (IpAddr, u16)| address(ip) << 16 | u64::from(port);
     let (a, b) = (end(flow.source), end(flow.destination));
     let (low, high) = (a.min(b), a.max(b));
     // 48 bits an end: VNI and protocol fill the two words up.
@@ -296,17 +407,54 @@ mod tests {
         Flow { generation: 1, transform: n, seen, far_end: 0 }
     }
 
+    const NO_ADDRESSES: Addresses6 = Addresses6([0; 4]);
+
     fn put(cache: &mut FlowCache, n: u32, seen: u32) -> bool {
         let hash = cache.hash(key(n));
-        cache.insert(hash, key(n), flow(n, seen))
+        cache.insert(hash, key(n), &NO_ADDRESSES, flow(n, seen))
     }
 
     fn has(cache: &mut FlowCache, n: u32) -> bool {
         let hash = cache.hash(key(n));
-        cache.find(hash, key(n)).is_some_and(|flow| {
+        cache.find(hash, key(n), &NO_ADDRESSES).is_some_and(|flow| {
             assert_eq!(flow.transform, n);
             true
         })
+    }
+
+    /// The same for IPv6: every bit of both addresses tells flows apart.
+    fn key6(cache: &FlowCache, n: u32) -> (Key, Addresses6) {
+        let mut bytes = [0xfd; 32];
+        bytes[n as usize % 29..][..4].copy_from_slice(&n.to_be_bytes());
+        let mut key = Key::new6(1, false, [1, 2, 3, 4], 17);
+        cache.complete(&mut key, &Addresses6::new(&bytes));
+        (key, Addresses6::new(&bytes))
+    }
+
+    #[test]
+    fn flows_of_both_families_beside_each_other() {
+        let mut cache = FlowCache::new(1 << 10, Seed::new(7));
+        for n in 0..300 {
+            assert!(!put(&mut cache, n, 0));
+            let (key, addresses) = key6(&cache, n);
+            assert!(!cache.insert(cache.hash(key), key, &addresses, flow(n + 1000, 0)));
+        }
+        assert!((0..300).all(|n| has(&mut cache, n)));
+        for n in 0..300 {
+            let (key, addresses) = key6(&cache, n);
+            let found = cache.find(cache.hash(key), key, &addresses).map(|flow| flow.transform);
+            assert_eq!(found, Some(n + 1000));
+            // A digest that is the same does not make another flow this one.
+            let mut other = addresses;
+            other.0[3] ^= 1;
+            assert!(cache.find(cache.hash(key), key, &other).is_none());
+            assert!(cache.find_first(cache.hash(key), key, &other).is_none());
+        }
+        let (key, addresses) = key6(&cache, 5);
+        let other = Addresses6([9; 4]);
+        assert!(cache.insert(cache.hash(key), key, &other, flow(7, 0)), "takes the place");
+        assert!(cache.find(cache.hash(key), key, &addresses).is_none());
+        assert_eq!(cache.find(cache.hash(key), key, &other).unwrap().transform, 7);
     }
 
     #[test]
@@ -317,8 +465,14 @@ mod tests {
         assert!(key.is_from_uplink());
         let zero = Key::new(0, false, [0; 8], [0; 4], 0);
         assert_ne!(zero, Key::EMPTY);
-        assert_eq!((zero.vpc(), zero.is_from_uplink()), (0, false));
+        assert_eq!((zero.vpc(), zero.is_from_uplink(), zero.is_v6()), (0, false, false));
+        let six = Key::new6(0xabcd, true, [0xff; 4], 0xff);
+        assert_eq!((six.vpc(), six.is_from_uplink(), six.is_v6()), (0xabcd, true, true));
+        let octets = std::array::from_fn(|at| at as u8);
+        let addresses = Addresses6::new(&octets);
+        assert_eq!(addresses.destination().octets(), octets[16..]);
         for other in [
+            Key::new6(0, false, [0; 4], 0),
             Key::new(1, false, [0; 8], [0; 4], 0),
             Key::new(0, true, [0; 8], [0; 4], 0),
             Key::new(0, false, [0, 0, 0, 0, 0, 0, 0, 1], [0; 4], 0),
@@ -372,12 +526,15 @@ mod tests {
         let seed = Seed::new(3);
         bolero::check!().with_type::<(u32, u32, u16, u32, u16, u8)>().for_each(
             |&(vni, a, a_port, b, b_port, protocol)| {
-                let source = (Ipv4Addr::from_bits(a), a_port);
-                let destination = (Ipv4Addr::from_bits(b), b_port);
-                let there = FiveTuple { source, destination, protocol };
-                let back = FiveTuple { source: destination, destination: source, protocol };
-                let vni = vni & 0xff_ffff;
-                assert_eq!(owner(&seed, vni, &there), owner(&seed, vni, &back));
+                let four = |bits| IpAddr::V4(Ipv4Addr::from_bits(bits));
+                let six = |bits| IpAddr::V6(Ipv6Addr::from_bits(u128::from(bits) << 50));
+                for (a, b) in [(four(a), four(b)), (six(a), six(b))] {
+                    let (source, destination) = ((a, a_port), (b, b_port));
+                    let there = FiveTuple { source, destination, protocol };
+                    let back = FiveTuple { source: destination, destination: source, protocol };
+                    let vni = vni & 0xff_ffff;
+                    assert_eq!(owner(&seed, vni, &there), owner(&seed, vni, &back));
+                }
             },
         );
     }
@@ -389,8 +546,8 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for n in 0..4000_u16 {
             let flow = FiveTuple {
-                source: (Ipv4Addr::new(10, 0, 0, 1), n),
-                destination: (Ipv4Addr::new(10, 0, 0, 2), 80),
+                source: (Ipv4Addr::new(10, 0, 0, 1).into(), n),
+                destination: (Ipv4Addr::new(10, 0, 0, 2).into(), 80),
                 protocol: 6,
             };
             for (vni, protocol) in [(1, 6), (0x1_0001, 6), (1, 17)] {

@@ -3,12 +3,16 @@
 //! A tenant's VPC follows from its port, a tunnel packet's from its VNI, and from nothing else; so
 //! VPCs with the same addresses never meet. The first packet of a flow looks its route up; the
 //! flow cache then holds the transform that the route was compiled to. Inner packets are IPv4
-//! (RFC 791) routed by a virtual gateway (RFC 1812: TTL, header checks), outer ones VXLAN over
-//! IPv4 (RFC 7348) with ECN carried through (RFC 6040).
+//! (RFC 791) or IPv6 (RFC 8200), routed by a virtual gateway (RFC 1812, RFC 4443: hops counted,
+//! headers checked, senders told by ICMP), outer ones VXLAN over either (RFC 7348) with ECN
+//! carried through (RFC 6040).
 
 mod answer;
 mod flow;
+mod icmp_error;
 mod lpm;
+mod meter;
+mod neighbour;
 mod parse;
 mod payload;
 mod tables;
@@ -24,20 +28,23 @@ use crate::counters::Counter;
 use crate::drop::DropReason;
 use crate::packet::{BURST, Packet, PortId};
 use arrayvec::ArrayVec;
-use flow::{Flow, FlowCache};
-use outboard_dma::{FreeList, prefetch};
-use outboard_wire::{ethernet, ipv4, udp, vxlan};
+use flow::{Addresses6, Flow, FlowCache};
+use meter::Meter;
+use outboard_dma::{Chain, FreeList, prefetch};
+use outboard_wire::{ethernet, ipv4, ipv6, udp, vxlan};
 use parse::{Kind, Seen};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tables::Ingress;
 
 /// Bytes of the outer Ethernet, IPv4, UDP and VXLAN headers.
 const OUTER_BYTES: usize = ethernet::BYTES + ipv4::BYTES + udp::BYTES + vxlan::BYTES;
-/// Where the inner IP header lies in a tunnel packet.
-const INNER_AT: usize = OUTER_BYTES + ethernet::BYTES;
+/// The same over IPv6.
+const OUTER6_BYTES: usize = ethernet::BYTES + ipv6::BYTES + udp::BYTES + vxlan::BYTES;
 /// 2^26 ns: how fine the age of flows is, and how often a flow's checksums are looked at.
 const TICK_SHIFT: u32 = 26;
+/// The most frames with which the gateway greets a tenant.
+pub const GREETINGS: usize = 3;
 /// How many packets ahead headers are asked for.
 const AHEAD: usize = 4;
 
@@ -64,6 +71,10 @@ pub struct SwitchCounters {
     pub recompiles: Counter,
     /// Flows that made room for another.
     pub evictions: Counter,
+    /// Packets that were turned into an ICMP error for their sender.
+    pub errors_sent: Counter,
+    /// Packets that were dropped because their sender had been told too often.
+    pub errors_withheld: Counter,
 }
 
 /// One worker's switch.
@@ -74,6 +85,10 @@ pub struct Switch {
     generation: u32,
     flows: FlowCache,
     lanes: Box<[Lane; BURST]>,
+    /// The addresses of the burst's packets of IPv6.
+    addresses6: Box<[Addresses6; BURST]>,
+    /// How often senders are told.
+    meter: Meter,
     counters: Arc<SwitchCounters>,
 }
 
@@ -91,6 +106,8 @@ enum Step {
     Search,
     /// Its transform is known; whether its checksum is to be looked at.
     Run { transform: u32, inspect: bool },
+    /// There is no transform for it.
+    Refused(DropReason),
     /// Nothing left to do.
     Done(Verdict),
 }
@@ -107,6 +124,8 @@ impl Switch {
             generation: 1,
             flows: FlowCache::new(flows, seed),
             lanes: Box::new([lane; BURST]),
+            addresses6: Box::new([Addresses6::default(); BURST]),
+            meter: Meter::new(),
             counters: Arc::default(),
         }
     }
@@ -146,8 +165,31 @@ impl Switch {
         self.look(packets, free);
         self.find(packets.len(), tick);
         for (index, packet) in packets.iter_mut().enumerate() {
-            verdicts.push(self.act(index, packet, free, tick));
+            let verdict = self.act(index, packet, free, tick);
+            verdicts.push(match verdict {
+                Verdict::Drop(reason) => self.complain(reason, index, packet, free, now_ns),
+                verdict => verdict,
+            });
         }
+    }
+
+    /// The frames with which the gateway tells a tenant of itself, to be sent when its port
+    /// appears and from time to time: gratuitous ARP, unsolicited neighbour and router
+    /// advertisement. None for an uplink, and none for which there is no frame.
+    pub fn greet(&self, port: PortId, free: &mut FreeList) -> ArrayVec<Packet, GREETINGS> {
+        let mut packets = ArrayVec::new();
+        let Some(Ingress::Tenant(tenant)) = self.tables.ingress(port) else { return packets };
+        let mut add = |frame: &[u8]| {
+            packets.extend(Chain::from_slice(frame, free).map(|chain| Packet::new(chain, port)));
+        };
+        if let Some(frame) = answer::greeting(tenant) {
+            add(&frame);
+        }
+        if let Some((neighbour, router)) = neighbour::greetings(tenant) {
+            add(&neighbour);
+            add(&router);
+        }
+        packets
     }
 
     /// First step: parse, hash, ask for the bucket.
@@ -163,8 +205,16 @@ impl Switch {
             let lane = &mut self.lanes[index];
             match look_at(&mut packets[index], &self.tables, free) {
                 Ok(mut seen) => {
+                    if seen.key.is_v6() {
+                        let addresses = seen.addresses6(packets[index].head());
+                        self.flows.complete(&mut seen.key, &addresses);
+                        self.addresses6[index] = addresses;
+                    }
                     seen.hash = self.flows.hash(seen.key);
                     self.flows.prefetch_first(seen.hash);
+                    if seen.key.is_v6() {
+                        self.flows.prefetch_addresses(seen.hash);
+                    }
                     *lane = Lane { seen, step: Step::Search };
                 }
                 Err(verdict) => lane.step = Step::Done(verdict),
@@ -176,12 +226,12 @@ impl Switch {
     #[inline(always)]
     fn find(&mut self, packets: usize, tick: u32) {
         let mut hits = 0;
-        for lane in &mut self.lanes[..packets] {
+        for (lane, addresses) in self.lanes[..packets].iter_mut().zip(self.addresses6.iter()) {
             if matches!(lane.step, Step::Done(_)) {
                 continue;
             }
             let seen = &lane.seen;
-            match self.flows.find_first(seen.hash, seen.key) {
+            match self.flows.find_first(seen.hash, seen.key, addresses) {
                 Some(flow) if fits(flow, seen, self.generation) => {
                     lane.step = hit(flow, tick);
                     hits += 1;
@@ -204,7 +254,7 @@ impl Switch {
         tick: u32,
     ) -> Verdict {
         if let Step::Search = self.lanes[index].step {
-            self.lanes[index].step = self.search(self.lanes[index].seen, tick);
+            self.lanes[index].step = self.search(index, tick);
         }
         let Lane { seen, step } = &self.lanes[index];
         match *step {
@@ -215,6 +265,7 @@ impl Switch {
                 self.tables.transforms[transform as usize].run(seen, packet, free)
             }
             Step::Done(verdict) => verdict,
+            Step::Refused(reason) => Verdict::Drop(reason),
             Step::Search => unreachable!("a search ends in a transform or a verdict"),
         }
     }
@@ -222,35 +273,70 @@ impl Switch {
     /// Both buckets (an earlier packet of the burst may have moved or added the flow), then the
     /// routes.
     #[cold]
-    fn search(&mut self, seen: Seen, tick: u32) -> Step {
+    fn search(&mut self, index: usize, tick: u32) -> Step {
+        let (seen, addresses) = (self.lanes[index].seen, self.addresses6[index]);
         let Seen { key, hash, far_end, .. } = seen;
-        let found = self.flows.find(hash, key);
+        let found = self.flows.find(hash, key, &addresses);
         if let Some(flow) = found {
             if fits(flow, &seen, self.generation) {
                 self.counters.hits.add(1);
                 return hit(flow, tick);
             }
             self.counters.recompiles.add(1);
-            return match compile(&self.tables, &seen) {
+            return match compile(&self.tables, &seen, &addresses) {
                 Ok(transform) => {
                     let generation = self.generation;
                     *flow = Flow { generation, transform, seen: tick, far_end };
                     Step::Run { transform, inspect: true }
                 }
                 // What is cached stays: it may be right for another far end.
-                Err(reason) => Step::Done(Verdict::Drop(reason)),
+                Err(reason) => Step::Refused(reason),
             };
         }
         self.counters.misses.add(1);
-        match compile(&self.tables, &seen) {
+        match compile(&self.tables, &seen, &addresses) {
             Ok(transform) => {
                 let flow = Flow { generation: self.generation, transform, seen: tick, far_end };
-                let evicted = self.flows.insert(hash, key, flow);
+                let evicted = self.flows.insert(hash, key, &addresses, flow);
                 self.counters.evictions.add(u64::from(evicted));
                 Step::Run { transform, inspect: true }
             }
             // Not cached: who scans addresses without a route shall not evict anybody's flows.
-            Err(reason) => Step::Done(Verdict::Drop(reason)),
+            Err(reason) => Step::Refused(reason),
+        }
+    }
+
+    /// Tells the sender of a packet that would be dropped, where there is something to tell.
+    #[cold]
+    fn complain(
+        &mut self,
+        reason: DropReason,
+        index: usize,
+        packet: &mut Packet,
+        free: &mut FreeList,
+        now_ns: u64,
+    ) -> Verdict {
+        let Lane { seen, step } = &self.lanes[index];
+        let inner_mtu = match *step {
+            Step::Run { transform, .. } => self.tables.transforms[transform as usize].inner_mtu(),
+            Step::Refused(_) => None,
+            // It was not found to be a packet of a flow.
+            Step::Done(_) | Step::Search => return Verdict::Drop(reason),
+        };
+        let complaint = match icmp_error::about(reason, inner_mtu, seen, packet) {
+            Ok(complaint) => complaint,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if !self.meter.take(packet.ingress, now_ns) {
+            self.counters.errors_withheld.add(1);
+            return Verdict::Drop(reason);
+        }
+        match icmp_error::tell(complaint, seen, packet, &self.tables, free) {
+            Ok(Verdict::Forward(port)) => {
+                self.counters.errors_sent.add(1);
+                Verdict::Forward(port)
+            }
+            _ => Verdict::Drop(reason),
         }
     }
 }
@@ -258,21 +344,27 @@ impl Switch {
 /// Parses one packet; what needs no flow is decided here.
 #[inline(always)]
 fn look_at(packet: &mut Packet, tables: &Tables, free: &mut FreeList) -> Result<Seen, Verdict> {
-    let answer = match tables.ports.get(usize::from(packet.ingress.0)) {
-        Some(Some(Ingress::Tenant(port))) => match parse::tenant(packet, port) {
+    let answer = match tables.ingress(packet.ingress) {
+        Some(Ingress::Tenant(port)) => match parse::tenant(packet, port) {
             Ok(Kind::Flow(seen)) => return Ok(seen),
             Ok(Kind::ToGateway(ip)) => answer::to_gateway(packet, port, &ip, free),
+            Ok(Kind::Link6(ip)) => neighbour::tenant(packet, port, &ip, tables, free),
             Ok(_) => answer::arp(packet, port, tables, free),
             Err(reason) => Err(reason),
         },
-        Some(Some(Ingress::Uplink)) => match parse::uplink(packet, tables) {
-            Ok(Kind::Flow(seen)) => return Ok(seen),
-            Ok(Kind::TunnelArp(vpc)) => answer::tunnel_arp(packet, vpc, tables, free),
-            Ok(_) => Err(DropReason::NotTunnelled),
-            Err(reason) => Err(reason),
-        },
+        Some(Ingress::Uplink { zero_checksum6 }) => {
+            match parse::uplink(packet, tables, *zero_checksum6) {
+                Ok(Kind::Flow(seen)) => return Ok(seen),
+                Ok(Kind::TunnelArp(outer)) => answer::tunnel_arp(packet, &outer, tables, free),
+                Ok(Kind::TunnelLink6(outer, ip)) => {
+                    neighbour::tunnel(packet, &outer, &ip, tables, free)
+                }
+                Ok(_) => Err(DropReason::NotTunnelled),
+                Err(reason) => Err(reason),
+            }
+        }
         // The tables no longer have the port: it was taken away with packets under way.
-        Some(None) | None => Err(DropReason::PortDown),
+        None => Err(DropReason::PortDown),
     };
     Err(answer.unwrap_or_else(Verdict::Drop))
 }
@@ -293,21 +385,24 @@ fn hit(flow: &mut Flow, tick: u32) -> Step {
     Step::Run { transform: flow.transform, inspect }
 }
 
-/// The transform of a packet's route.
-fn compile(tables: &Tables, seen: &Seen) -> Result<u32, DropReason> {
+/// The transform of a packet's route; `addresses` are those of a packet of IPv6.
+fn compile(tables: &Tables, seen: &Seen, addresses: &Addresses6) -> Result<u32, DropReason> {
     let vpc = &tables.vpcs[usize::from(seen.key.vpc())];
-    let destination = seen.key.destination();
     let from_uplink = seen.key.is_from_uplink();
-    if from_uplink && !vpc.has_far_end(Ipv4Addr::from_bits(seen.far_end)) {
+    if from_uplink && !vpc.has_far_end(seen.far_end) {
         return Err(DropReason::UnknownVtep);
     }
-    if Some(destination) == vpc.gateway {
+    let (destination, gateway) = match seen.key.is_v6() {
+        false => (IpAddr::V4(seen.key.destination()), vpc.gateway.map(IpAddr::V4)),
+        true => (IpAddr::V6(addresses.destination()), vpc.gateway6.map(IpAddr::V6)),
+    };
+    if Some(destination) == gateway {
         return Err(DropReason::ToGateway);
     }
     if let Some(reason) = parse::unroutable(destination) {
         return Err(reason);
     }
-    let transform = vpc.routes.get(destination).ok_or(DropReason::NoRoute)?;
+    let transform = tables.route(seen.key.vpc(), destination).ok_or(DropReason::NoRoute)?;
     // What left one tunnel never enters another: no loops between hosts.
     if from_uplink && !tables.transforms[transform as usize].is_local() {
         return Err(DropReason::NoRoute);

@@ -3,14 +3,14 @@
 //! Built from the plan and the kernel's next hops off the data path, then immutable; a worker
 //! swaps a whole new one in at the start of a turn.
 
-use super::lpm::Lpm;
+use super::lpm::{Lpm, Lpm6};
 use super::transform::Transform;
 use crate::config::Plan;
-use crate::config::plan::{Role, Vpc};
+use crate::config::plan::{Role, Tenant, Vpc};
 use crate::packet::PortId;
-use outboard_wire::{IpPrefix, Ipv4Prefix, Mac};
+use outboard_wire::{IpPrefix, Ipv4Prefix, Ipv6Prefix, Mac, nd};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A far end's number in [`Tables`]. Tables made from one plan number alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,43 +49,63 @@ pub struct Tables {
     vnis: VniMap,
     /// This host's tunnel addresses.
     vteps: Box<[Ipv4Addr]>,
+    vteps6: Box<[Ipv6Addr]>,
     /// Tunnel addresses of other hosts, ascending; the index is the [`NextHopId`].
     far_ends: Box<[IpAddr]>,
     /// The largest outer IP packet to each far end; 0 where there is no way to it.
     path_mtus: Box<[u32]>,
+    marks: FarEndMarks,
 }
 
 /// What a packet's ingress port tells about it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ingress {
     Tenant(TenantPort),
-    Uplink,
+    Uplink {
+        /// Whether a datagram over IPv6 may come without a checksum.
+        zero_checksum6: bool,
+    },
 }
 
 /// A tenant's port, with what every packet from it needs of its VPC.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TenantPort {
     pub(super) vpc: u16,
+    pub(super) mac: Mac,
     pub(super) gateway_mac: Mac,
     pub(super) gateway: Option<Ipv4Addr>,
     pub(super) address: Option<Ipv4Addr>,
+    pub(super) gateway6: Option<Ipv6Addr>,
+    pub(super) address6: Option<Ipv6Addr>,
+    /// Its network.
+    pub(super) prefix6: Option<Ipv6Prefix>,
+    pub(super) mtu: u16,
+}
+
+impl TenantPort {
+    /// The gateway's link-local address: the same wherever the tenant is, as the MAC address is.
+    pub(super) fn gateway_link_local(&self) -> Ipv6Addr {
+        nd::link_local(self.gateway_mac)
+    }
 }
 
 /// One VPC.
 #[derive(Debug)]
 pub(super) struct VpcTable {
     pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) gateway6: Option<Ipv6Addr>,
     pub(super) gateway_mac: Mac,
     /// Destinations to indices of transforms.
     pub(super) routes: Lpm,
-    /// Tunnel addresses that its routes name, ascending.
-    far_ends: Box<[Ipv4Addr]>,
+    pub(super) routes6: Lpm6,
+    /// Marks of the tunnel addresses that its routes name, ascending.
+    far_ends: Box<[u32]>,
 }
 
 impl VpcTable {
-    /// Whether a route of the VPC leads to this tunnel address.
-    pub(super) fn has_far_end(&self, far_end: Ipv4Addr) -> bool {
-        self.far_ends.binary_search(&far_end).is_ok()
+    /// Whether a route of the VPC leads to the tunnel address of this mark.
+    pub(super) fn has_far_end(&self, mark: u32) -> bool {
+        self.far_ends.binary_search(&mark).is_ok()
     }
 }
 
@@ -95,17 +115,20 @@ impl Tables {
     pub fn new(plan: &Plan, next_hops: &[(IpAddr, NextHop)]) -> Tables {
         let routes = || plan.vpcs.iter().flat_map(|vpc| &vpc.routes);
         let far_ends = distinct(routes().map(|route| route.via));
+        let marks = FarEndMarks::new(&far_ends);
         let next_hops: BTreeMap<_, _> = next_hops.iter().copied().collect();
         let mut transforms = Vec::new();
         let mut vpcs = Vec::new();
         for (index, vpc) in plan.vpcs.iter().enumerate() {
-            let tunnels = tunnels(vpc, &far_ends, &next_hops, &mut transforms);
-            let tenants = tenants(plan, index, vpc, &mut transforms);
+            let mut routes = tunnels(vpc, &far_ends, &next_hops, &mut transforms);
+            routes.extend(tenants(plan, index, vpc, &mut transforms));
             vpcs.push(VpcTable {
                 gateway: vpc.gateway,
+                gateway6: vpc.gateway6,
                 gateway_mac: vpc.gateway_mac,
-                routes: Lpm::new(tunnels.into_iter().chain(tenants).collect()),
-                far_ends: distinct(vpc.routes.iter().filter_map(|route| ipv4(route.via))),
+                routes: Lpm::new(of_ipv4(&routes)),
+                routes6: Lpm6::new(of_ipv6(&routes)),
+                far_ends: distinct(vpc.routes.iter().filter_map(|route| marks.of(route.via))),
             });
         }
         Tables {
@@ -115,10 +138,15 @@ impl Tables {
                 Role::Uplink { vtep, .. } => vtep,
                 Role::Tenant(_) => None,
             })),
+            vteps6: distinct(plan.ports.iter().filter_map(|port| match port.role {
+                Role::Uplink { vtep6, .. } => vtep6,
+                Role::Tenant(_) => None,
+            })),
             vpcs: vpcs.into(),
             transforms: transforms.into(),
             path_mtus: far_ends.iter().map(|far_end| path_mtu(next_hops.get(far_end))).collect(),
             far_ends,
+            marks,
         }
     }
 
@@ -149,6 +177,39 @@ impl Tables {
     pub(super) fn is_vtep(&self, address: Ipv4Addr) -> bool {
         self.vteps.contains(&address)
     }
+
+    /// The same for IPv6.
+    #[inline(always)]
+    pub(super) fn is_vtep6(&self, address: Ipv6Addr) -> bool {
+        self.vteps6.contains(&address)
+    }
+
+    /// The mark of an outer source address of IPv6, if any route of any VPC names it.
+    #[inline(always)]
+    pub(super) fn mark6(&self, far_end: Ipv6Addr) -> Option<u32> {
+        self.marks.of6(far_end)
+    }
+
+    /// The transform of a destination in a VPC.
+    pub(super) fn route(&self, vpc: u16, destination: IpAddr) -> Option<u32> {
+        let vpc = &self.vpcs[usize::from(vpc)];
+        match destination {
+            IpAddr::V4(destination) => vpc.routes.get(destination),
+            IpAddr::V6(destination) => vpc.routes6.get(destination),
+        }
+    }
+
+    /// Whether a tenant of the VPC on this host has the address.
+    pub(super) fn is_tenant(&self, vpc: u16, address: IpAddr) -> bool {
+        let transform = self.route(vpc, address);
+        transform.is_some_and(|transform| self.transforms[transform as usize].is_local())
+    }
+
+    /// What is behind a port, if there is one.
+    #[inline(always)]
+    pub(super) fn ingress(&self, port: PortId) -> Option<&Ingress> {
+        self.ports.get(usize::from(port.0))?.as_ref()
+    }
 }
 
 fn path_mtu(next_hop: Option<&NextHop>) -> u32 {
@@ -158,11 +219,20 @@ fn path_mtu(next_hop: Option<&NextHop>) -> u32 {
     }
 }
 
-fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
+fn of_ipv4(routes: &[(IpPrefix, u32)]) -> Vec<(Ipv4Prefix, u32)> {
+    let of = |(prefix, value): &(IpPrefix, u32)| match prefix {
+        IpPrefix::V4(prefix) => Some((*prefix, *value)),
+        IpPrefix::V6(_) => None,
+    };
+    routes.iter().filter_map(of).collect()
+}
+
+fn of_ipv6(routes: &[(IpPrefix, u32)]) -> Vec<(Ipv6Prefix, u32)> {
+    let of = |(prefix, value): &(IpPrefix, u32)| match prefix {
+        IpPrefix::V4(_) => None,
+        IpPrefix::V6(prefix) => Some((*prefix, *value)),
+    };
+    routes.iter().filter_map(of).collect()
 }
 
 fn distinct<A: Ord>(addresses: impl Iterator<Item = A>) -> Box<[A]> {
@@ -183,39 +253,45 @@ fn ingresses(plan: &Plan) -> Box<[Option<Ingress>]> {
 
 fn ingress(plan: &Plan, role: &Role) -> Ingress {
     match role {
-        Role::Uplink { .. } => Ingress::Uplink,
+        Role::Uplink { zero_checksum6, .. } => Ingress::Uplink { zero_checksum6: *zero_checksum6 },
         Role::Tenant(tenant) => {
             let vpc = &plan.vpcs[usize::from(tenant.vpc)];
+            let Tenant { vpc: index, address, address6, mac, mtu } = *tenant;
             Ingress::Tenant(TenantPort {
-                vpc: tenant.vpc,
+                vpc: index,
+                mac,
                 gateway_mac: vpc.gateway_mac,
                 gateway: vpc.gateway,
-                address: tenant.address.map(|own| own.address),
+                address: address.map(|own| own.address),
+                gateway6: vpc.gateway6,
+                address6: address6.map(|own| own.address),
+                prefix6: address6.map(|own| own.network()),
+                mtu,
             })
         }
     }
 }
 
 /// Appends the transforms of a VPC's routes and returns which prefix has which. Routes to one far
-/// end and MAC share a transform, so that the transforms in use stay in the nearest cache.
+/// end and MAC share a transform, so that the transforms in use stay in the nearest cache; IPv4
+/// and IPv6 have their own, because the EtherType inside is part of it.
 fn tunnels(
     vpc: &Vpc,
     far_ends: &[IpAddr],
     next_hops: &BTreeMap<IpAddr, NextHop>,
     transforms: &mut Vec<Transform>,
-) -> Vec<(Ipv4Prefix, u32)> {
+) -> Vec<(IpPrefix, u32)> {
     let mut shared = BTreeMap::new();
     let mut routes = Vec::new();
     for route in &vpc.routes {
-        // What is of IPv6 has no transform yet.
-        let (IpPrefix::V4(to), true) = (route.to, route.via.is_ipv4()) else { continue };
-        let transform = *shared.entry((route.via, route.mac)).or_insert_with(|| {
+        let is_ipv6 = matches!(route.to, IpPrefix::V6(_));
+        let transform = *shared.entry((route.via, route.mac, is_ipv6)).or_insert_with(|| {
             let id = far_ends.partition_point(|far_end| *far_end < route.via) as u32;
             let next_hop = next_hops.get(&route.via).unwrap_or(&NextHop::NoRoute);
             transforms.push(Transform::tunnel(vpc, route, next_hop, NextHopId(id)));
             transforms.len() as u32 - 1
         });
-        routes.push((to, transform));
+        routes.push((route.to, transform));
     }
     routes
 }
@@ -226,19 +302,79 @@ fn tenants(
     index: usize,
     vpc: &Vpc,
     transforms: &mut Vec<Transform>,
-) -> Vec<(Ipv4Prefix, u32)> {
+) -> Vec<(IpPrefix, u32)> {
     let mut routes = Vec::new();
     for port in &plan.ports {
         let Role::Tenant(tenant) = &port.role else { continue };
         if usize::from(tenant.vpc) != index {
             continue;
         }
-        let Some(own) = tenant.address else { continue };
-        transforms.push(Transform::tenant(vpc, tenant, port.id));
-        let host = Ipv4Prefix::containing(own.address, 32);
-        routes.extend(host.map(|host| (host, transforms.len() as u32 - 1)));
+        let own = [
+            tenant.address.map(|own| IpAddr::V4(own.address)),
+            tenant.address6.map(|own| IpAddr::V6(own.address)),
+        ];
+        for address in own.into_iter().flatten() {
+            transforms.push(Transform::tenant(vpc, tenant, address.is_ipv6(), port.id));
+            routes.push((IpPrefix::host(address), transforms.len() as u32 - 1));
+        }
     }
     routes
+}
+
+/// Far ends as 32 bits, which a flow remembers. Those of IPv4 are their own mark; those of IPv6
+/// have numbers that begin at 1, which would be addresses in 0.0.0.0/8: no host has one (RFC 1122
+/// section 3.2.1.3), and a packet that says so is refused before.
+#[derive(Debug)]
+struct FarEndMarks {
+    /// Addresses of IPv6 and their marks: open addressing at no more than half load. Mark 0 is a
+    /// free slot.
+    slots: Box<[(Ipv6Addr, u32)]>,
+}
+
+impl FarEndMarks {
+    fn new(far_ends: &[IpAddr]) -> FarEndMarks {
+        let six = far_ends.iter().filter_map(|far_end| match far_end {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(far_end) => Some(*far_end),
+        });
+        let slots = (far_ends.len() * 2).next_power_of_two().max(2);
+        let mut slots = vec![(Ipv6Addr::UNSPECIFIED, 0); slots];
+        for (far_end, mark) in six.zip(1..) {
+            let mut at = FarEndMarks::place(far_end, slots.len());
+            while slots[at].1 != 0 {
+                at = (at + 1) % slots.len();
+            }
+            slots[at] = (far_end, mark);
+        }
+        FarEndMarks { slots: slots.into() }
+    }
+
+    fn of(&self, far_end: IpAddr) -> Option<u32> {
+        match far_end {
+            IpAddr::V4(far_end) => Some(far_end.to_bits()),
+            IpAddr::V6(far_end) => self.of6(far_end),
+        }
+    }
+
+    #[inline(always)]
+    fn of6(&self, far_end: Ipv6Addr) -> Option<u32> {
+        let mask = self.slots.len() - 1;
+        let mut at = FarEndMarks::place(far_end, self.slots.len());
+        loop {
+            match self.slots[at & mask] {
+                (_, 0) => return None,
+                (found, mark) if found == far_end => return Some(mark),
+                _ => at += 1,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn place(far_end: Ipv6Addr, slots: usize) -> usize {
+        let bits = far_end.to_bits();
+        let folded = (bits >> 64) as u64 ^ (bits as u64).rotate_left(21);
+        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (slots - 1)
+    }
 }
 
 /// VNIs to VPCs: open addressing at no more than half load.
@@ -283,6 +419,21 @@ impl VniMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_far_end_has_its_own_mark() {
+        let six = |n: u32| Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(n) << 16);
+        let four = Ipv4Addr::new(192, 0, 2, 1);
+        for count in [0, 1, 2, 3, 500] {
+            let far_ends: Vec<_> = (0..count).map(|n| IpAddr::V6(six(n))).collect();
+            let marks = FarEndMarks::new(&far_ends);
+            let of: std::collections::BTreeSet<_> =
+                (0..count).map(|n| marks.of6(six(n)).unwrap()).collect();
+            assert_eq!(of.len(), count as usize);
+            assert!(of.iter().all(|mark| (1..1 << 24).contains(mark)));
+            assert_eq!((marks.of6(six(500)), marks.of(four.into())), (None, Some(four.to_bits())));
+        }
+    }
 
     #[test]
     fn every_vni_is_found_and_no_other() {

@@ -29,6 +29,10 @@ const SLEEP_MAX: Duration = Duration::from_millis(100);
 const SLEEP_BACKLOG: Duration = Duration::from_millis(1);
 /// The longest sleep with a port that cannot wake anybody: its packets wait as long at most.
 const SLEEP_POLL: Duration = Duration::from_micros(50);
+/// How often tenants are told of their gateway: well before a router advertisement runs out.
+const GREET_NS: u64 = 600_000_000_000;
+/// How soon after new tables, which may have new ports.
+const GREET_SOON_NS: u64 = 1_000_000_000;
 /// Descriptors that one worker sleeps on without allocating.
 const SLEEP_FDS: usize = 1024;
 
@@ -98,6 +102,8 @@ pub struct Worker {
     waiting: Waiting,
     poll: PollList,
     counters: Arc<WorkerCounters>,
+    /// When tenants are told of their gateway again.
+    greet_at_ns: u64,
     stopping: bool,
 }
 
@@ -144,6 +150,7 @@ impl Worker {
             waiting,
             poll: PollList::with_capacity(SLEEP_FDS),
             counters,
+            greet_at_ns: 0,
             stopping: false,
         }
     }
@@ -174,6 +181,10 @@ impl Worker {
         let mut idle_since_ns = None;
         while !self.stopping {
             let now_ns = clock::now_ns();
+            if now_ns >= self.greet_at_ns {
+                self.greet_at_ns = now_ns + GREET_NS;
+                self.network.greet(&mut self.free);
+            }
             if self.turn(now_ns) {
                 idle_since_ns = None;
                 continue;
@@ -210,10 +221,12 @@ impl Worker {
         match message {
             Message::Tables(tables) => {
                 let old = self.network.set_tables(tables, now_ns, &mut self.free);
+                self.greet_at_ns = self.greet_at_ns.min(now_ns + GREET_SOON_NS);
                 self.retire(Retired::Tables(old));
             }
             Message::Port(queue, mut port) => {
                 std::mem::swap(self.network.port_mut(queue.into()), &mut *port);
+                self.greet_at_ns = 0;
                 self.retire(Retired::Port(port));
             }
             Message::Frames(mut frames) => {

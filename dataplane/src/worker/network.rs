@@ -119,6 +119,20 @@ impl Network {
         old
     }
 
+    /// Tells the tenants behind this worker's queues of their gateway.
+    pub fn greet(&mut self, free: &mut FreeList) {
+        for index in 0..self.queues.len() {
+            let port = self.queues[index].id;
+            // A port of several queues is told by the worker's first.
+            if self.queues[..index].iter().any(|queue| queue.id == port) {
+                continue;
+            }
+            for packet in self.switch.greet(port, free) {
+                self.push(packet, port, free);
+            }
+        }
+    }
+
     /// Whether a round would find something, asked before sleeping; also returns every frame
     /// that is owed.
     pub fn before_sleep(&mut self, free: &mut FreeList) -> bool {

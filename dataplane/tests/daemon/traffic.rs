@@ -97,10 +97,12 @@ fn private_networks_with_the_same_addresses_are_apart() {
     // goes to the gateway, which has no way either.
     assert!(a.drops("green", "no_route") > 0, "{:?}", a.port("green"));
     let before = a.drops("green", "no_route");
-    assert!(!world.a.tenant("green").pings(Ipv4Addr::new(203, 0, 113, 1), "-c 1"));
+    // More than the gateway tells the sender of.
+    assert!(!world.a.tenant("green").pings(Ipv4Addr::new(203, 0, 113, 1), "-c 60 -i 0.002"));
     assert!(a.drops("green", "no_route") > before);
     assert!(world.a.tenant("green").pings(GATEWAY, "-c 1"));
-    assert_eq!(b.port("green").tx_packets, 0);
+    // Nothing but what the gateway tells of itself, a few frames at a time; a leak were sixty.
+    assert!(b.port("green").tx_packets < 20, "{:?}", b.port("green"));
     // The underlay is not part of any of them.
     assert!(!pings(&world.a.tenant("blue").netns, world.b.vtep, "-c 1"));
     a.stop(Signal::TERM);

@@ -331,6 +331,7 @@ fn run(seed: u64) -> BTreeMap<DropReason, u64> {
     assert!(delivered > 10_000 && caught > 0 && marked > 0);
     assert!(world.tenants.iter().all(|tenant| tenant.arp_replies > 0));
     assert!(world.tenants.iter().any(|tenant| tenant.echo_replies > 0));
+    assert!(world.tenants.iter().all(|tenant| tenant.errors > 0));
     assert!(world.hosts.iter().all(|host| host.flows().iter().all(|count| *count > 0)));
     assert!(reasons.len() >= REASONS_PER_SEED, "{} reasons", reasons.len());
     world.hosts.into_iter().for_each(Host::close);

@@ -5,7 +5,7 @@ use crate::frames::{PAYLOAD_AT, arp_frame, frame, ip_header, repair_ip, udp_is_w
 use crate::topology::{GATEWAY, GATEWAY_MAC, Place, TENANT_MTU, UPLINK_MTU};
 use outboard_sim::Rng;
 use outboard_wire::arp::Operation;
-use outboard_wire::{Arp, Ethernet, Ipv4, Mac, ecn, ethernet, icmp, ipv4};
+use outboard_wire::{Arp, Checksum, Ethernet, Ipv4, Mac, ecn, ethernet, icmp, ipv4};
 use std::collections::HashMap;
 
 /// The largest IP packet of a tenant that fits a tunnel: outer IPv4, UDP, VXLAN, Ethernet.
@@ -23,6 +23,8 @@ pub struct Tenant {
     gateway: Option<Mac>,
     pub arp_replies: u64,
     pub echo_replies: u64,
+    /// ICMP errors of the gateway.
+    pub errors: u64,
 }
 
 /// Every datagram that was sent, by number, and what became of all of them.
@@ -59,7 +61,7 @@ impl Ledger {
 
 impl Tenant {
     pub fn new(place: Place) -> Tenant {
-        Tenant { place, gateway: None, arp_replies: 0, echo_replies: 0 }
+        Tenant { place, gateway: None, arp_replies: 0, echo_replies: 0, errors: 0 }
     }
 
     /// Forgets the gateway's address, as an ARP cache does.
@@ -125,8 +127,10 @@ impl Tenant {
         assert_eq!(usize::from(ip.total_len), packet.len(), "padding is not forwarded");
         assert_eq!(ip.destination, self.place.address, "to this tenant's address");
         if ip.protocol == ipv4::ICMP && ip.source == GATEWAY {
-            assert_eq!(packet[ipv4::BYTES], icmp::ECHO_REPLY);
-            self.echo_replies += 1;
+            match packet[ipv4::BYTES] {
+                icmp::ECHO_REPLY => self.echo_replies += 1,
+                _ => self.told(&packet[ipv4::BYTES..]),
+            }
             return;
         }
         if !udp_is_whole(packet) {
@@ -134,6 +138,17 @@ impl Tenant {
             return;
         }
         self.receive_datagram(packet, &ip, ledger);
+    }
+
+    /// The gateway tells why a packet of this tenant got no further.
+    fn told(&mut self, message: &[u8]) {
+        assert!(matches!(message[0], icmp::UNREACHABLE | icmp::TIME_EXCEEDED), "{message:02x?}");
+        let mut sum = Checksum::new();
+        sum.add(message);
+        assert_eq!(sum.folded(), 0xffff);
+        let about = Ipv4::parse(&message[icmp::BYTES..], usize::MAX).expect("the packet's header");
+        assert_eq!(about.source, self.place.address, "told of another's packet");
+        self.errors += 1;
     }
 
     fn receive_arp(&mut self, message: &[u8]) {

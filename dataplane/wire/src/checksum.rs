@@ -31,6 +31,21 @@ impl Checksum {
         checksum
     }
 
+    /// The same for IPv6 (RFC 8200 section 8.1).
+    #[inline(always)]
+    pub fn pseudo_header6(
+        source: [u8; 16],
+        destination: [u8; 16],
+        protocol: u8,
+        len: u32,
+    ) -> Checksum {
+        let mut checksum = Checksum { sum: sum(&source) + sum(&destination), odd: false };
+        checksum.add_word(u16::from(protocol));
+        checksum.add_word((len >> 16) as u16);
+        checksum.add_word(len as u16);
+        checksum
+    }
+
     /// Adds the bytes that follow those added so far.
     #[inline]
     pub fn add(&mut self, bytes: &[u8]) {
@@ -182,5 +197,17 @@ mod tests {
         let bytes = [192, 0, 2, 1, 198, 51, 100, 7, 0, 17, 0x12, 0x34];
         let sum = Checksum::pseudo_header([192, 0, 2, 1], [198, 51, 100, 7], 17, 0x1234);
         assert_eq!(sum.finish(), naive(&bytes));
+    }
+
+    #[test]
+    fn pseudo_header_of_ipv6_as_written_out() {
+        bolero::check!().with_type::<([u8; 16], [u8; 16], u8, u32)>().for_each(
+            |(source, destination, protocol, len)| {
+                let sum = Checksum::pseudo_header6(*source, *destination, *protocol, *len);
+                let last = [0, 0, 0, *protocol];
+                let bytes = [&source[..], destination, &len.to_be_bytes(), &last].concat();
+                assert_eq!(sum.finish(), naive(&bytes));
+            },
+        );
     }
 }

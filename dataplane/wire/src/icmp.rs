@@ -1,4 +1,4 @@
-//! ICMP echo (RFC 792).
+//! ICMP (RFC 792): echo, and the errors of a router.
 
 use crate::checksum;
 
@@ -8,6 +8,30 @@ pub const BYTES: usize = 8;
 pub const ECHO_REQUEST: u8 = 8;
 /// Type of an echo reply.
 pub const ECHO_REPLY: u8 = 0;
+
+/// Destination unreachable.
+pub const UNREACHABLE: u8 = 3;
+/// Time exceeded; code 0 is the time to live.
+pub const TIME_EXCEEDED: u8 = 11;
+
+/// Code of [`UNREACHABLE`]: no route to the network.
+pub const NET: u8 = 0;
+/// Code of [`UNREACHABLE`]: no way to the host.
+pub const HOST: u8 = 1;
+/// Code of [`UNREACHABLE`]: nobody speaks the protocol.
+pub const PROTOCOL: u8 = 2;
+/// Code of [`UNREACHABLE`]: nobody listens.
+pub const PORT: u8 = 3;
+/// Code of [`UNREACHABLE`]: larger than an MTU, which is in the last two bytes of the header
+/// (RFC 1191 section 4), and not to be fragmented.
+pub const TOO_BIG: u8 = 4;
+
+/// Whether a message of this type is about another packet: nobody answers that with an error.
+/// Types that are not known count as such (RFC 1812 section 4.3.2.7 names the known ones).
+#[inline]
+pub fn is_error(kind: u8) -> bool {
+    !matches!(kind, ECHO_REPLY | ECHO_REQUEST | 9 | 10 | 13..=18)
+}
 
 /// Whether `message` starts with the header of an echo request.
 pub fn is_echo_request(message: &[u8]) -> bool {
@@ -65,6 +89,12 @@ mod tests {
                 assert_eq!(checksum.folded(), 0xffff, "{message:?}");
             }
         });
+    }
+
+    #[test]
+    fn errors_are_told_from_the_rest() {
+        assert!([3, 4, 5, 11, 12, 255].into_iter().all(is_error));
+        assert!(![0, 8, 13, 14].into_iter().any(is_error));
     }
 
     #[test]

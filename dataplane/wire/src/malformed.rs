@@ -11,6 +11,12 @@ pub enum Malformed {
     Ipv4Options,
     /// The IPv4 header checksum is wrong.
     Ipv4Checksum,
+    /// IPv6 version or payload length contradict each other or the frame.
+    Ipv6Header,
+    /// The IPv6 extension headers are too many, too long, cut off, or out of order.
+    Ipv6Extensions,
+    /// Not a neighbour discovery message, or one of wrong length.
+    Nd,
     /// Not ARP between Ethernet and IPv4, or an unknown operation.
     Arp,
     /// The UDP length is below 8 or exceeds the IP payload.

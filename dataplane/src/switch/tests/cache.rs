@@ -113,12 +113,14 @@ fn a_cache_never_changes_an_outcome() {
             };
             let (port, frame) = match port % 4 {
                 0 => (RED, datagram.frame()),
-                1 => (BLUE, datagram.frame()),
+                1 => (BLUE, sent_by(mac(9, 2), datagram.frame())),
                 2 => (UPLINK, datagram.tunnelled(100)),
                 _ => (UPLINK, datagram.tunnelled(200)),
             };
             let now_ns = n as u64 * 20_000_000;
             oracle.switch = Switch::new(4, Seed::new(42), fresh[usize::from(kind)].clone());
+            oracle.switch.meter = Meter::empty();
+            host.switch.meter = Meter::empty();
             let want = oracle.send_at(now_ns, port, &frame);
             assert_eq!(host.send_at(now_ns, port, &frame), want);
         }

@@ -94,6 +94,7 @@ fn damaged_packets() {
     let arp = {
         let mut frame = framed(Mac::BROADCAST, mac(0, 2), &[0; 28]);
         frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame[22..28].copy_from_slice(&mac(0, 2).0);
         frame[28..32].copy_from_slice(&[10, 0, 0, 2]);
         frame[38..42].copy_from_slice(&[10, 0, 0, 3]);
         frame

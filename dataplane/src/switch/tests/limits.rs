@@ -19,7 +19,7 @@ fn ethernet_and_vlan() {
     for (ethertype, tenant, uplink) in [
         (0x8100, DropReason::VlanTag, DropReason::VlanTag),
         (0x88a8, DropReason::VlanTag, DropReason::VlanTag),
-        (0x86dd, DropReason::EtherType, DropReason::NotTunnelled),
+        (0x86dd, DropReason::Ipv6Header, DropReason::Ipv6Header),
         (0x0805, DropReason::EtherType, DropReason::NotTunnelled),
         (0x0807, DropReason::EtherType, DropReason::NotTunnelled),
     ] {
@@ -28,7 +28,7 @@ fn ethernet_and_vlan() {
     }
     for (destination, reason) in [
         (mac(0, 3), DropReason::NotGateway),
-        (Mac::BROADCAST, DropReason::Multicast),
+        (Mac::BROADCAST, DropReason::Broadcast),
         (Mac([1, 0, 0x5e, 0, 0, 1]), DropReason::Multicast),
     ] {
         host.drops(RED, &framed(destination, mac(0, 2), &Datagram::NEW.packet()), reason);
@@ -98,18 +98,18 @@ fn sizes_at_the_mtu() {
     let tenant_mtu = usize::from(TENANT_MTU);
     let (_, bytes) = host.send(RED, &sized([10, 0, 0, 3], tenant_mtu).frame()).unwrap();
     assert_eq!(bytes.len(), 14 + tenant_mtu);
-    host.drops(RED, &sized([10, 0, 0, 3], tenant_mtu + 1).frame(), DropReason::TooBig);
+    host.drops(RED, &sized([10, 0, 0, 3], tenant_mtu + 1).frame(), DropReason::NotFragmented);
 
     let most = UPLINK_MTU as usize - 50;
     let (_, bytes) = host.send(RED, &sized([10, 0, 1, 7], most).frame()).unwrap();
     assert_eq!(bytes.len(), 14 + UPLINK_MTU as usize);
     assert_eq!(bytes[16..18], (UPLINK_MTU as u16).to_be_bytes());
-    host.drops(RED, &sized([10, 0, 1, 7], most + 1).frame(), DropReason::TooBig);
-    host.drops(RED, &sized([10, 0, 1, 7], 65_535).frame(), DropReason::TooBig);
+    host.drops(RED, &sized([10, 0, 1, 7], most + 1).frame(), DropReason::NotFragmented);
+    host.drops(RED, &sized([10, 0, 1, 7], 65_535).frame(), DropReason::NotFragmented);
 
     assert!(host.send(UPLINK, &sized([10, 0, 0, 2], tenant_mtu).tunnelled(100)).is_ok());
     let past = sized([10, 0, 0, 2], tenant_mtu + 1).tunnelled(100);
-    host.drops(UPLINK, &past, DropReason::TooBig);
+    host.drops(UPLINK, &past, DropReason::NotFragmented);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_largest_outer_packet_is_65535_bytes() {
     let (_, bytes) = host.send(RED, &most.frame()).unwrap();
     assert_eq!(bytes[16..18], [0xff, 0xff]);
     let past = Datagram { payload: most.payload + 1, ..most };
-    host.drops(RED, &past.frame(), DropReason::TooBig);
+    host.drops(RED, &past.frame(), DropReason::NotFragmented);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn destinations_that_are_never_routed() {
         ([224, 0, 0, 0], DropReason::Multicast),
         ([239, 255, 255, 255], DropReason::Multicast),
         ([240, 0, 0, 0], DropReason::NoRoute),
-        ([255, 255, 255, 255], DropReason::Multicast),
+        ([255, 255, 255, 255], DropReason::Broadcast),
     ] {
         host.drops(RED, &Datagram::to(destination).frame(), reason);
     }
@@ -251,7 +251,7 @@ fn chains_at_every_length() {
                         assert_eq!(bytes[64..], want[14..]);
                     }
                     Err(verdict) => {
-                        assert_eq!(verdict, Verdict::Drop(DropReason::TooBig));
+                        assert_eq!(verdict, Verdict::Drop(DropReason::NotFragmented));
                         assert!(frame_len - 14 + 50 > UPLINK_MTU as usize);
                     }
                 }

@@ -1,9 +1,12 @@
 //! The switch as its ports see it: bytes in, verdict and bytes out.
 
 mod cache;
+mod dual;
+mod errors;
 mod fuzz;
 mod golden;
 mod limits;
+mod link6;
 mod overlay;
 
 use super::*;
@@ -188,9 +191,12 @@ impl Host {
         (verdicts[0], bytes)
     }
 
+    /// The reason with which a frame ends when its sender has been told too often.
     #[track_caller]
     fn drops(&mut self, port: PortId, frame: &[u8], reason: DropReason) {
+        let meter = std::mem::replace(&mut self.switch.meter, Meter::empty());
         assert_eq!(self.send(port, frame), Err(Verdict::Drop(reason)));
+        self.switch.meter = meter;
     }
 }
 
@@ -294,6 +300,15 @@ fn tunnelled(vni: u32, frame: &[u8]) -> Vec<u8> {
     bytes[46..50].copy_from_slice(&(vni << 8).to_be_bytes());
     bytes[50..].copy_from_slice(frame);
     bytes
+}
+
+/// The frame of another tenant.
+fn sent_by(mac: Mac, mut frame: Vec<u8>) -> Vec<u8> {
+    frame[6..12].copy_from_slice(&mac.0);
+    if frame[12..14] == ethernet::ARP.to_be_bytes() {
+        frame[22..28].copy_from_slice(&mac.0);
+    }
+    frame
 }
 
 /// Changes a header and makes its checksum right again.

@@ -32,8 +32,13 @@ fn a_packet_crosses_two_hosts_unchanged_but_for_ttl_and_macs() {
 fn vpcs_with_the_same_addresses_never_meet() {
     // Every packet of one VPC, in every order, also when the other's flow is cached.
     let (mut a, mut b) = (Host::a(), Host::b());
-    for (tenant, vni, delivered) in [(RED, 100, 0), (BLUE, 200, 1), (RED, 100, 0), (BLUE, 200, 1)] {
-        let (_, outer) = a.send(tenant, &Datagram::NEW.frame()).unwrap();
+    for (tenant, own, vni, delivered) in [
+        (RED, mac(0, 2), 100, 0),
+        (BLUE, mac(9, 2), 200, 1),
+        (RED, mac(0, 2), 100, 0),
+        (BLUE, mac(9, 2), 200, 1),
+    ] {
+        let (_, outer) = a.send(tenant, &sent_by(own, Datagram::NEW.frame())).unwrap();
         assert_eq!(outer[46..49], [0, 0, vni]);
         let (port, received) = b.send(UPLINK, &outer).unwrap();
         assert_eq!(port, PortId(delivered));
@@ -42,7 +47,7 @@ fn vpcs_with_the_same_addresses_never_meet() {
     // 10.0.0.3 exists in red only.
     let to_neighbour = Datagram::to([10, 0, 0, 3]).frame();
     assert_eq!(a.send(RED, &to_neighbour).unwrap().0, RED_TOO);
-    a.drops(BLUE, &to_neighbour, DropReason::NoRoute);
+    a.drops(BLUE, &sent_by(mac(9, 2), to_neighbour), DropReason::NoRoute);
     let from_far = Datagram { source: [10, 0, 1, 7], ..Datagram::to([10, 0, 0, 3]) };
     assert_eq!(a.send(UPLINK, &from_far.tunnelled(100)).unwrap().0, RED_TOO);
     a.drops(UPLINK, &from_far.tunnelled(200), DropReason::NoRoute);
@@ -53,7 +58,7 @@ fn vpcs_with_the_same_addresses_never_meet() {
     // A tenant that is asked for by ARP in one VPC is not there in the other.
     let arp = arp_request([10, 0, 0, 2], [10, 0, 0, 3]);
     assert!(a.send(RED, &arp).is_ok());
-    a.drops(BLUE, &arp, DropReason::NoRoute);
+    a.drops(BLUE, &sent_by(mac(9, 2), arp), DropReason::NoRoute);
 }
 
 #[test]
@@ -62,6 +67,10 @@ fn a_tenant_cannot_tunnel_and_a_tunnel_cannot_route() {
     // A whole tunnel packet for another VPC, sent by a tenant: it is an IPv4 packet like others.
     let mut frame = Datagram::to([10, 0, 0, 2]).tunnelled(200);
     frame[..6].copy_from_slice(&GATEWAY_MAC.0);
+    host.drops(RED, &frame, DropReason::SpoofedMac);
+    let mut frame = sent_by(mac(0, 2), frame);
+    host.drops(RED, &frame, DropReason::SpoofedSource);
+    edit_ip(&mut frame, 14, |ip| ip[12..16].copy_from_slice(&[10, 0, 0, 2]));
     host.drops(RED, &frame, DropReason::NoRoute);
     // From one tunnel into another.
     let onward = Datagram::to([10, 0, 1, 9]);
@@ -130,7 +139,10 @@ fn arp_that_is_answered_and_arp_that_is_not() {
     host.drops(RED, &unicast, DropReason::Multicast);
 
     host.drops(RED, &arp_request(own, own), DropReason::ArpIgnored);
-    host.drops(RED, &arp_request([10, 0, 0, 9], own), DropReason::ArpIgnored);
+    host.drops(RED, &arp_request([10, 0, 0, 9], own), DropReason::SpoofedNeighbour);
+    let mut other = arp_request(own, [10, 0, 0, 1]);
+    other[22..28].copy_from_slice(&mac(0, 3).0);
+    host.drops(RED, &other, DropReason::SpoofedNeighbour);
     host.drops(RED, &arp_request([0; 4], [10, 0, 0, 3]), DropReason::ArpIgnored);
     host.drops(RED, &arp_request(own, [10, 0, 7, 1]), DropReason::NoRoute);
     let mut reply = arp_request(own, [10, 0, 0, 1]);
