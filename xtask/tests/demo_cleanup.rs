@@ -4,8 +4,9 @@
 //! Runs the real program as a user does, stops it while a server and a client are at work in its
 //! namespaces, and looks for what is left.
 
+mod left;
+
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -73,47 +74,19 @@ impl Drop for Demo {
 /// Everything named after a demo: namespaces, and its directories.
 fn named_after(pid: u32) -> Vec<PathBuf> {
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("target/demo");
-    let prefix = format!("obdemo{pid}-");
-    [Path::new("/run/netns"), Path::new("/run"), &results]
-        .iter()
-        .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
-        .map(|entry| entry.path())
-        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(&prefix))
-        .collect()
-}
-
-/// Programs that run in a demo's namespaces: pid and start time, for pids are used again.
-fn programs_of(pid: u32) -> Vec<(u32, String)> {
-    let namespaces = named_after(pid).into_iter().filter(|path| path.starts_with("/run/netns"));
-    namespaces
-        .flat_map(|path| {
-            let name = path.file_name().unwrap().to_os_string();
-            let output = Command::new("ip").args(["netns", "pids"]).arg(name).output().unwrap();
-            let text = String::from_utf8(output.stdout).unwrap();
-            text.lines().map(|line| line.trim().parse().unwrap()).collect::<Vec<u32>>()
-        })
-        .filter_map(|pid| Some((pid, start_time(pid)?)))
-        .collect()
-}
-
-/// When a running process started (proc_pid_stat(5), field 22); `None` once it has ended.
-fn start_time(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    (fields[0] != "Z").then(|| fields[19].to_string())
+    left::named_after(pid, &[Path::new("/run/netns"), Path::new("/run"), &results])
 }
 
 fn nothing_is_left_of(pid: u32, programs: &[(u32, String)]) {
     assert_eq!(named_after(pid), Vec::<PathBuf>::new());
-    let alive = |(pid, start): &&(u32, String)| start_time(*pid).as_ref() == Some(start);
-    assert_eq!(programs.iter().find(alive), None, "a program outlived the demo");
+    assert_eq!(left::alive(programs), None, "a program outlived the demo");
 }
 
 fn stopped_by(signal: Signal) {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let mut demo = Demo::until("iperf3 TCP, 3 s");
     let pid = demo.pid();
-    let programs = programs_of(pid);
+    let programs = left::programs_of(pid);
     assert!(named_after(pid).len() >= 6, "two hosts and four tenants: {:?}", named_after(pid));
     assert!(!programs.is_empty(), "iperf3's server runs");
     demo.signal(signal);
@@ -138,7 +111,7 @@ fn the_next_run_removes_what_a_killed_one_left() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let mut killed = Demo::until("iperf3 TCP, 3 s");
     let pid = killed.pid();
-    let programs = programs_of(pid);
+    let programs = left::programs_of(pid);
     killed.signal(Signal::KILL);
     killed.end();
     assert!(named_after(pid).len() >= 6, "a killed program cleans nothing up");

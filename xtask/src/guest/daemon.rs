@@ -87,18 +87,34 @@ impl Daemon {
         }
     }
 
+    /// Does what a guest asks: `restart` (SIGTERM and start) or `kill` (SIGKILL and start).
+    pub fn disturb(&mut self, how: &str, stop: &Stop) -> Result<String, Error> {
+        match how {
+            "restart" => self.stop()?,
+            "kill" => self.kill()?,
+            _ => return Err(Error::task(format!("nobody can \"{how}\""), "see the script")),
+        }
+        self.start_again(stop)?;
+        Ok(String::new())
+    }
+
     /// SIGTERM; an error when it does not end well.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.child.take().map_or(Ok(()), Child::stop)
     }
 
-    /// SIGKILL.
-    pub fn kill(&mut self) -> Result<(), Error> {
+    fn kill(&mut self) -> Result<(), Error> {
         self.child.take().map_or(Ok(()), Child::kill)
     }
 
-    /// What it counts.
-    pub fn stats(&self, stop: &Stop) -> Result<Value, Error> {
+    /// Writes what it counts beside its log.
+    pub fn write_counts(&self, stop: &Stop) -> Result<(), Error> {
+        let path = self.log.with_extension("stats.json");
+        let text = format!("{:#}\n", self.stats(stop)?);
+        fs::write(&path, text).map_err(Error::file("write", &path))
+    }
+
+    fn stats(&self, stop: &Stop) -> Result<Value, Error> {
         let mut command = Command::new(&self.program);
         command.args(["stats", "--json", "--config"]).arg(&self.config);
         let text = child::read(&mut command, STATS_WAIT, stop)?;

@@ -81,8 +81,17 @@ impl Stage<'_> {
             logs: self.logs,
             show_console: self.show_console,
         };
-        Guest::start(&machine, self.stop)?.finish(host, self.patience, self.stop)
+        let outcome = Guest::start(&machine, self.stop)?.finish(host, self.patience, self.stop);
+        match (outcome, host.write_counts()) {
+            (Ok(_), Err(error)) => Err(error),
+            (outcome, _) => outcome,
+        }
     }
+}
+
+/// What a host says to words that it does not know.
+fn unknown(words: &[&str]) -> Error {
+    Error::task(format!("nothing here does \"{}\"", words.join(" ")), "see the script")
 }
 
 /// A host that does nothing.
@@ -90,10 +99,14 @@ struct Idle;
 
 impl Host for Idle {
     fn answer(&mut self, words: &[&str]) -> Result<String, Error> {
-        Err(Error::task(format!("nothing here does \"{}\"", words.join(" ")), "see the script"))
+        Err(unknown(words))
     }
 
     fn watch(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn write_counts(&mut self) -> Result<(), Error> {
         Ok(())
     }
 }

@@ -72,6 +72,8 @@ pub trait Host {
     fn answer(&mut self, words: &[&str]) -> Result<String, Error>;
     /// Looks whether everything that the guest needs still runs.
     fn watch(&mut self) -> Result<(), Error>;
+    /// Writes down what its daemons count, when the guest has ended or does not.
+    fn write_counts(&mut self) -> Result<(), Error>;
 }
 
 /// How a job went.

@@ -5,13 +5,14 @@ use super::{Job, Stage};
 use crate::error::Error;
 use crate::guest::daemon::{Daemon, file_volume};
 use crate::guest::qemu::{Host, Outcome};
+use crate::stop::Stop;
 use std::ffi::OsString;
 use std::time::Duration;
 
 /// The job.
 pub const JOB: Job = Job {
     name: "virtio-blk",
-    about: "virtio-blk on a local and a remote disk: fio verify, ext4, tar, fsck, discard, reboot",
+    about: "virtio-blk on a local and a remote disk: fio verify, kill -9, ext4, fsck, discard, reboot",
     script: include_str!("virtio-blk.sh"),
     patience: Duration::from_secs(180),
     run,
@@ -31,7 +32,7 @@ fn run(stage: &Stage, job: &Job) -> Result<Outcome, Error> {
         format!("\n[[export]]\nvolume = \"data\"\nnqn = \"{NQN}\"\nlisten = \"{TARGET}\"\n");
     let target = Daemon::start(stage, "target", &(file + &export))?;
     let front = Daemon::start(stage, "host", &front(stage))?;
-    let mut daemons = Daemons { target, front };
+    let mut daemons = Daemons { target, front, stop: stage.stop };
     let outcome = stage.play(job, devices(stage), &mut daemons)?;
     daemons.front.stop()?;
     daemons.target.stop()?;
@@ -61,7 +62,8 @@ fn devices(stage: &Stage) -> Vec<OsString> {
         let socket = stage.sockets.join(name);
         arguments.extend([
             "-chardev".to_string(),
-            format!("socket,id={name},path={}", socket.display()),
+            // QEMU connects again to a daemon that starts again.
+            format!("socket,id={name},path={},reconnect-ms=100", socket.display()),
             "-device".to_string(),
             format!("vhost-user-blk-pci,chardev={name},num-queues=1"),
         ]);
@@ -69,18 +71,27 @@ fn devices(stage: &Stage) -> Vec<OsString> {
     arguments.into_iter().map(OsString::from).collect()
 }
 
-struct Daemons {
+struct Daemons<'a> {
     target: Daemon,
     front: Daemon,
+    stop: &'a Stop,
 }
 
-impl Host for Daemons {
+impl Host for Daemons<'_> {
     fn answer(&mut self, words: &[&str]) -> Result<String, Error> {
-        Err(Error::task(format!("nothing here does \"{}\"", words.join(" ")), "see the script"))
+        match words {
+            [how, "host"] => self.front.disturb(how, self.stop),
+            _ => Err(super::unknown(words)),
+        }
     }
 
     fn watch(&mut self) -> Result<(), Error> {
         self.target.must_run()?;
         self.front.must_run()
+    }
+
+    fn write_counts(&mut self) -> Result<(), Error> {
+        self.target.write_counts(self.stop)?;
+        self.front.write_counts(self.stop)
     }
 }

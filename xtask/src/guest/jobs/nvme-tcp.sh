@@ -91,9 +91,9 @@ step "target stopped and killed under verified load"
 paced_load randwrite &
 load=$!
 sleep 1.5
-ask restart
+ask restart target
 sleep 2
-ask kill
+ask kill target
 wait $load
 grep -E '^ +(READ|WRITE):' /tmp/fio.randwrite
 [ "$(grep -cE '^ +(READ|WRITE):.* io=8192KiB' /tmp/fio.randwrite)" = 2 ]
@@ -102,7 +102,7 @@ step "target killed under the load's second reading"
 paced_load randread &
 load=$!
 sleep 1.5
-ask kill
+ask kill target
 wait $load
 grep -E '^ +READ:.* io=8192KiB' /tmp/fio.randread
 dmesg | grep 'nvme nvme' | tail -n 20

@@ -84,20 +84,18 @@ struct Target<'a> {
 impl Host for Target<'_> {
     fn answer(&mut self, words: &[&str]) -> Result<String, Error> {
         match words {
-            ["address"] => return Ok(format!("{ADDRESS} {PORT} {NQN}")),
-            ["restart"] => self.daemon.stop()?,
-            ["kill"] => self.daemon.kill()?,
-            _ => {
-                let what = format!("nothing here does \"{}\"", words.join(" "));
-                return Err(Error::task(what, "see the script"));
-            }
+            ["address"] => Ok(format!("{ADDRESS} {PORT} {NQN}")),
+            [how, "target"] => self.daemon.disturb(how, self.stop),
+            _ => Err(super::unknown(words)),
         }
-        self.daemon.start_again(self.stop)?;
-        Ok(String::new())
     }
 
     fn watch(&mut self) -> Result<(), Error> {
         self.daemon.must_run()
+    }
+
+    fn write_counts(&mut self) -> Result<(), Error> {
+        self.daemon.write_counts(self.stop)
     }
 }
 

@@ -34,6 +34,24 @@ verified_load() {
     [ "$(grep -cE '^ +(READ|WRITE):.* io=46.0MiB' /tmp/fio.out)" = 2 ]
 }
 
+# The daemon with the disks dies while both are written to. What was in flight is in memory that
+# QEMU keeps for the next daemon: the load only pauses.
+load_over_death() {
+    step "both: the daemon killed and restarted under verified load"
+    fio --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 \
+        --do_verify=1 --eta=never --output=/tmp/fio.out --bs=4k --iodepth=16 --size=4m \
+        --rate_iops=400 --name=local --filename="$local_disk" --name=remote \
+        --filename="$remote_disk" &
+    local load=$!
+    sleep 1
+    ask kill host
+    sleep 0.5
+    ask restart host
+    wait $load
+    grep -E '^ +(READ|WRITE):' /tmp/fio.out
+    [ "$(grep -cE '^ +(READ|WRITE):.* io=8192KiB' /tmp/fio.out)" = 2 ]
+}
+
 # Files that exist outside of the disk too, with their checksums.
 fill() {
     step "$1: mkfs.ext4, tar, umount, fsck"
@@ -82,6 +100,7 @@ remote_disk=$(device remote)
 if [ "$BOOT" = 1 ]; then
     verified_load local "$local_disk"
     verified_load remote "$remote_disk"
+    load_over_death
     step "files"
     tar -C / -cf /tmp/files.tar usr/sbin usr/lib/modules
     (cd / && find usr/sbin usr/lib/modules -type f -exec sha256sum {} + >/tmp/sums)
