@@ -12,9 +12,9 @@ use std::time::Duration;
 /// The job.
 pub const JOB: Job = Job {
     name: "virtio-blk",
-    about: "virtio-blk on a local and a remote disk: fio verify, kill -9, ext4, fsck, discard, reboot",
+    about: "virtio-blk, local and remote disk: fio verify, kill -9, ext4, fsck, discard, reboot",
     script: include_str!("virtio-blk.sh"),
-    patience: Duration::from_secs(180),
+    patience: Duration::from_secs(240),
     run,
 };
 

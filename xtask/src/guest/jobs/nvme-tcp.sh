@@ -1,4 +1,4 @@
-# Linux's NVMe/TCP host on an export of Outboard: connections without and with digests,
+# Linux's NVMe/TCP host on an export of Outboard: discovery, connections without and with digests,
 # verified load, and a target that is restarted and killed under it.
 set -e
 
@@ -51,6 +51,10 @@ ip link set eth0 up
 ip address add 10.99.0.2/24 dev eth0
 ask address
 read -r address port nqn <<<"$ANSWER"
+
+step "discover"
+nvme discover -t tcp -a "$address" -s "$port" | tee /tmp/discovered
+grep -q "subnqn: *$nqn\$" /tmp/discovered
 
 step "connect, identify, log pages"
 connect
@@ -109,8 +113,9 @@ dmesg | grep 'nvme nvme' | tail -n 20
 [ "$(dmesg | grep -c 'Successfully reconnected')" = 3 ]
 nvme disconnect -n "$nqn"
 
+# A target that dies costs what is in flight, and that may be a keep-alive.
 step "the kernel's complaints"
 if dmesg | grep -E 'nvme|blk' | grep -E 'rror|unsupported|invalid|nvalid' |
-    grep -v 'starting error recovery'; then
+    grep -vE 'starting error recovery|keep_alive'; then
     exit 1
 fi

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// The job.
 pub const JOB: Job = Job {
     name: "nvme-tcp",
-    about: "Linux's NVMe/TCP host: digests, verified load, target restarted and killed under it",
+    about: "Linux's NVMe/TCP host: discovery, digests, verified load, target killed under it",
     script: include_str!("nvme-tcp.sh"),
     patience: Duration::from_secs(240),
     run,
