@@ -61,10 +61,14 @@ fn fmt() -> Result<(), Error> {
     process::run(process::cargo().args(programs))
 }
 
+/// Without and with DPDK.
 fn clippy() -> Result<(), Error> {
-    let mut clippy = process::cargo();
-    clippy.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
-    process::run(&mut clippy)
+    for features in [&[][..], &["--features", "outboard/dpdk"]] {
+        let mut clippy = process::cargo();
+        clippy.args(["clippy", "--workspace", "--all-targets", "--locked"]).args(features);
+        process::run(clippy.args(["--", "-D", "warnings"]))?;
+    }
+    Ok(())
 }
 
 /// Every test; one that cannot run on the machine of CI counts as failed.

@@ -28,6 +28,9 @@ pub struct Args {
     /// to run Outboard: the built object is in the repository.
     #[arg(long)]
     ebpf: bool,
+    /// Also installs DPDK, for builds with `--features dpdk`.
+    #[arg(long)]
+    dpdk: bool,
     /// Also downloads and unpacks what `cargo xtask guest` runs: a Linux kernel, its programs and
     /// QEMU (170 MB). Nothing of it is installed.
     #[arg(long)]
@@ -81,34 +84,50 @@ impl Ledger {
 
 /// Prepares the machine, or with `--check` only looks.
 pub fn run(args: &Args) -> Result<(), Error> {
-    walk(!args.check, args.ebpf, args.guest)
+    walk(!args.check, More { ebpf: args.ebpf, dpdk: args.dpdk, guest: args.guest })
 }
 
 /// What `demo` does first.
 pub fn prepare() -> Result<(), Error> {
-    walk(true, false, false)
+    walk(true, More::default())
 }
 
 /// What `test` does first: also the guest.
 pub fn prepare_for_tests() -> Result<(), Error> {
-    walk(true, false, true)
+    walk(true, More { guest: true, ..More::default() })
 }
 
-/// What CI does first: also the guest and the compiler of the XDP programs.
+/// What CI does first: everything.
 pub fn prepare_for_ci() -> Result<(), Error> {
-    walk(true, true, true)
+    walk(true, More { ebpf: true, dpdk: true, guest: true })
 }
 
-fn walk(change: bool, ebpf: bool, guest: bool) -> Result<(), Error> {
+/// Whether DPDK is installed, with which `test` then builds too.
+pub fn has_dpdk() -> bool {
+    packages::has_dpdk()
+}
+
+/// What not every task needs.
+#[derive(Clone, Copy, Default)]
+struct More {
+    ebpf: bool,
+    dpdk: bool,
+    guest: bool,
+}
+
+fn walk(change: bool, more: More) -> Result<(), Error> {
     let distro = Distro::read();
     println!("setup: {}", distro.title());
     let mut ledger = Ledger::default();
     packages::programs(&distro, change, &mut ledger)?;
-    if ebpf {
+    if more.ebpf {
         packages::ebpf_toolchain(&distro, change, &mut ledger)?;
         ledger.note("BPF linker", bpf::set_up_linker(change));
     }
-    if guest {
+    if more.dpdk {
+        packages::dpdk(&distro, change, &mut ledger)?;
+    }
+    if more.guest {
         ledger.note("guest", guest::set_up(change));
     }
     machine::walk(change, &mut ledger);

@@ -70,7 +70,18 @@ impl fmt::Display for Totals {
 /// summary except its last line.
 pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals, Error> {
     let mut summary = Summary::default();
-    let status = run_cargo(long, filters, &mut summary)?;
+    let mut status = run_cargo(&["--workspace"], long, filters, &mut summary)?;
+    if setup::has_dpdk() {
+        let own: Vec<String> = DPDK_TESTS.map(String::from).to_vec();
+        let filters = if filters.is_empty() { &own } else { filters };
+        let with_dpdk = run_cargo(DPDK_TARGETS, long, filters, &mut summary)?;
+        status = if status.success() { with_dpdk } else { status };
+    } else {
+        let what = "DPDK is not installed; `cargo xtask setup --dpdk`".to_string();
+        // Passed, less those that did not run.
+        summary.results.passed += 1;
+        summary.not_run.push(("the feature dpdk".into(), what));
+    }
     summary.add_guests(guest::test(filters)?);
     summary.print();
     let mut totals = summary.totals();
@@ -85,11 +96,34 @@ pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals,
     Ok(totals)
 }
 
-/// Runs the workspace's tests.
-fn run_cargo(long: bool, filters: &[String], summary: &mut Summary) -> Result<ExitStatus, Error> {
+/// What is built once more, with DPDK.
+const DPDK_TARGETS: &[&str] = &[
+    "--package",
+    "outboard-dpdk-sys",
+    "--package",
+    "outboard",
+    "--features",
+    "outboard/dpdk",
+    "--lib",
+    "--test",
+    "dpdk",
+    "--test",
+    "daemon",
+];
+/// The tests that this adds.
+const DPDK_TESTS: [&str; 5] = ["dpdk::", "eal::", "conforms::", "null::", "peers::"];
+
+/// Runs the tests of some targets.
+fn run_cargo(
+    targets: &[&str],
+    long: bool,
+    filters: &[String],
+    summary: &mut Summary,
+) -> Result<ExitStatus, Error> {
     let mut command = process::cargo();
     // --show-output: what passing tests print is where NOT_RUN stands.
-    command.args(["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"]);
+    command.arg("test").args(targets);
+    command.args(["--locked", "--no-fail-fast", "--", "--show-output"]);
     command.args(filters);
     if long {
         command.env("OUTBOARD_TEST_LONG", "1");

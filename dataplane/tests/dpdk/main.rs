@@ -6,6 +6,7 @@ mod netns;
 
 mod conforms;
 mod null;
+mod peers;
 mod queue;
 
 use outboard_dma::CountingAllocator;

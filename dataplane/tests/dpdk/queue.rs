@@ -77,7 +77,6 @@ impl Queue {
     }
 
     /// Receives until there are `count` packets.
-    #[allow(dead_code, reason = "the peers use it")]
     pub fn expect(&mut self, count: usize) -> Vec<Vec<u8>> {
         let mut received = Vec::new();
         for _ in 0..PATIENCE {

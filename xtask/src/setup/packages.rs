@@ -57,6 +57,9 @@ const EBPF_TOOLCHAIN: &[&str] = &[
     "pkg-config",
 ];
 
+/// What ports of DPDK's are built with, and the forwarder that tests have at their far side.
+const DPDK: &[&str] = &["libdpdk-dev", "dpdk-dev", "libclang-19-dev", "pkg-config"];
+
 /// Looks for the programs and, where it may, installs what is missing.
 pub fn programs(distro: &Distro, change: bool, ledger: &mut Ledger) -> Result<(), Error> {
     let missing: Vec<&Program> = PROGRAMS.iter().filter(|p| !present(p)).collect();
@@ -87,6 +90,34 @@ pub fn programs(distro: &Distro, change: bool, ledger: &mut Ledger) -> Result<()
         };
         ledger.note("programs", finding);
     }
+    Ok(())
+}
+
+/// Whether builds with the feature `dpdk` have what they need.
+pub fn has_dpdk() -> bool {
+    DPDK.iter().all(|package| apt::installed(package))
+}
+
+/// Looks for DPDK and what binds it and, where it may, installs it. A build without the feature
+/// `dpdk` needs none of it.
+pub fn dpdk(distro: &Distro, change: bool, ledger: &mut Ledger) -> Result<(), Error> {
+    const STEP: &str = "DPDK";
+    let missing: Vec<&str> =
+        DPDK.iter().copied().filter(|package| !apt::installed(package)).collect();
+    if missing.is_empty() {
+        ledger.note(STEP, Finding::Fine(DPDK.join(", ")));
+        return Ok(());
+    }
+    if !change || matches!(distro, Distro::Other(_)) {
+        let what = format!("{} not installed", missing.join(", "));
+        let remedy = "run `cargo xtask setup --dpdk` on Debian or Ubuntu, or install them";
+        ledger.note(STEP, Finding::missing(what, remedy));
+        return Ok(());
+    }
+    must_be_root()?;
+    update_lists();
+    apt::install(&missing)?;
+    ledger.note(STEP, Finding::Done(format!("installed {}", missing.join(", "))));
     Ok(())
 }
 
