@@ -4,7 +4,7 @@ use crate::netns::{Namespace, run};
 use crate::process::until;
 use crate::world::{GATEWAY, JUMBO_MTU, Options, Tenant, World, pings};
 use rustix::process::Signal;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -130,9 +130,12 @@ fn check_stream(mut stream: &TcpStream) {
     let (mut chunk, mut wanted) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     let mut offset = 0;
     loop {
-        match stream.read(&mut chunk).unwrap() {
-            0 => break,
-            bytes => {
+        match stream.read(&mut chunk) {
+            // A call with a timeout is not begun again after the process was stopped for a moment.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => panic!("{offset} bytes, then {error}"),
+            Ok(0) => break,
+            Ok(bytes) => {
                 content(offset, &mut wanted[..bytes]);
                 assert!(chunk[..bytes] == wanted[..bytes], "wrong bytes from {offset} on");
                 offset += bytes;
