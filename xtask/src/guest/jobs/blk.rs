@@ -81,6 +81,7 @@ impl Host for Daemons<'_> {
     fn answer(&mut self, words: &[&str]) -> Result<String, Error> {
         match words {
             [how, "host"] => self.front.disturb(how, self.stop),
+            [how, "target"] => self.target.disturb(how, self.stop),
             _ => Err(super::unknown(words)),
         }
     }
