@@ -6,6 +6,7 @@
 pub mod bed;
 mod block;
 mod block_peers;
+mod dpdk;
 mod handoff;
 mod idle;
 mod memory;

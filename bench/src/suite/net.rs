@@ -2,7 +2,7 @@
 
 use super::bed::{Daemon, FAR_VTEP, NetBed, Pins, Scratch, TENANT_MTU, VTEP};
 use super::steady::{Steady, steady};
-use super::{Figure, Findings, OPEN_LOOP_SHARES, handoff, idle, memory, switch_hit};
+use super::{Figure, Findings, OPEN_LOOP_SHARES, dpdk, handoff, idle, memory, switch_hit};
 use crate::drivers::afxdp::{self, AfxdpArgs};
 use crate::drivers::{LabelArgs, LoadArgs};
 use crate::error::Error;
@@ -34,6 +34,8 @@ const PASS: [&str; 4] = [
     "net-p50-vs-kernel",
 ];
 const HANDOFF: [&str; 1] = ["net-handoff-cost"];
+/// What of a DPDK port is measured.
+const DPDK: &str = "dpdk-port-added-ns";
 const SWITCH: [&str; 2] = ["switch-hit-ns", "switch-hit-scaling"];
 /// What is divided by the reflector's figures.
 const BY_REFLECTOR: [&str; 3] =
@@ -85,6 +87,9 @@ pub fn run(findings: &mut Findings) -> Result<(), Error> {
     findings.part(&PASS, passes)?;
     findings
         .part(&SWITCH, |findings| (0..findings.effort.rounds).try_for_each(|_| switch(findings)))?;
+    findings.part(&[DPDK], |findings| {
+        (0..findings.effort.rounds).try_for_each(|_| dpdk_port(findings))
+    })?;
     findings.part(&["rss-mib"], rss)?;
     findings.part(&HANDOFF, handoff)?;
     findings.part(&idle::IDS, idle::run)
@@ -319,6 +324,20 @@ fn switch(findings: &mut Findings) -> Result<(), Error> {
         findings.found.entry(id).or_default().threads =
             vec![format!("outboard-bench/switch @{} busy", core_pair().0)];
     }
+    Ok(())
+}
+
+fn dpdk_port(findings: &mut Findings) -> Result<(), Error> {
+    let (seconds, core) = (findings.effort.seconds, core_pair().0);
+    let Steady { outcome: cost, remark, .. } = steady("DPDK port", || {
+        let _pinned = pin(core)?;
+        dpdk::measure(seconds, core)
+    })?;
+    findings.add(DPDK, cost.ours_ns - cost.testpmd_ns, &Measurement::default());
+    remark.iter().for_each(|remark| findings.remark(DPDK, remark));
+    let found = findings.found.entry(DPDK).or_default();
+    found.detail = format!("{:.1} ns by {:.1} ns", cost.ours_ns, cost.testpmd_ns);
+    found.threads = vec![format!("outboard-bench/dpdk or testpmd @{core} busy")];
     Ok(())
 }
 

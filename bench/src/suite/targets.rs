@@ -162,6 +162,7 @@ mod tests {
                 "net-p50-vs-kernel",
                 "switch-hit-ns",
                 "switch-hit-scaling",
+                "dpdk-port-added-ns",
                 "rss-mib",
                 "net-handoff-cost",
                 "idle-pct",
