@@ -236,7 +236,7 @@ fn arguments(machine: &Machine, control: &Path, job: &Path, console: &Path) -> V
     add(&["-machine", &format!("q35,accel={},memory-backend=memory", accelerator.name())]);
     // One processor, but room for two: with one alone QEMU emulates locked instructions by plain
     // ones. Linux's full barrier is a locked instruction, and without it a virtqueue that another
-    // thread serves loses a kick or an interrupt now and then.
+    // thread serves may lose a kick or an interrupt.
     add(&["-cpu", processor, "-smp", "1,maxcpus=2", "-m", &format!("{}M", machine.memory_mib)]);
     let size = format!("size={}M", machine.memory_mib);
     add(&["-object", &format!("memory-backend-memfd,id=memory,share=on,{size}")]);
