@@ -2,6 +2,7 @@
 //! ARCHITECTURE.md tells which room may know which.
 
 pub mod bell;
+pub mod capture;
 pub mod clock;
 pub mod config;
 pub mod control;
