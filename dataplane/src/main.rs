@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::run(cli::Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             // Unlike `eprintln!` this does not panic when nobody reads it.
             let _ = writeln!(std::io::stderr(), "{failure}");

@@ -99,10 +99,10 @@ fn neither_end_allocates() {
     };
     let region = Region::new(config.frames() + (SLOTS * FRAMES) as u32).unwrap();
     let mut exports = region.carve(config.frames()).unwrap();
-    let (export, door) = Export::new(&config, &volume, &mut exports).unwrap();
+    let (export, door) = Export::new(&config, volume.geometry(), &mut exports).unwrap();
     let counters = export.counters();
-    let users = vec![User::Export(export)];
-    let storage = Storage::new(vec![VolumeSlot { volume, users }]);
+    let user = User::Export(Box::new(export));
+    let storage = Storage::new(vec![VolumeSlot::new(0, volume).with(user)]);
     let signals = Arc::new(Signals::default());
     let shared = Arc::clone(&signals);
     let target = std::thread::spawn(move || serve(storage, exports, &shared));

@@ -57,7 +57,7 @@ mod tests {
     use outboard::clock::now_ns;
     use outboard::control::listen::Listener;
     use outboard::volume::export::{Export, ExportConfig};
-    use outboard::volume::{Geometry, Mem, Volume};
+    use outboard::volume::{BlockDevice, Geometry, Mem, Volume};
     use outboard::worker::{Storage, User, VolumeSlot};
     use outboard_dma::Region;
     use outboard_rdma::nvmf::identify::Identity;
@@ -90,9 +90,9 @@ mod tests {
             };
             let frames = config.frames();
             let mut free = Region::new(frames).unwrap().carve(frames).unwrap();
-            let (export, door) = Export::new(&config, &volume, &mut free).unwrap();
-            let users = vec![User::Export(export)];
-            let mut storage = Storage::new(vec![VolumeSlot { volume, users }]);
+            let (export, door) = Export::new(&config, volume.geometry(), &mut free).unwrap();
+            let user = User::Export(Box::new(export));
+            let mut storage = Storage::new(vec![VolumeSlot::new(0, volume).with(user)]);
             let stop = Arc::new(AtomicBool::new(false));
             let stopping = stop.clone();
             let worker = std::thread::spawn(move || {

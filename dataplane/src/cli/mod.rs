@@ -1,7 +1,9 @@
 //! The command line: what can be asked, and how failures are told.
 //!
-//! Exit codes: 0 done, 1 failed (one `error:` line or more on stderr), 2 wrong usage.
+//! Exit codes: 0 done, 1 failed (one `error:` line or more on stderr), 2 wrong usage, 3 a dry run
+//! that found a difference.
 
+mod apply;
 mod attach;
 mod check;
 mod run;
@@ -11,6 +13,7 @@ use clap::{Parser, Subcommand};
 use outboard::config::{LoadError, Plan};
 use std::fmt;
 use std::path::Path;
+use std::process::ExitCode;
 
 const ABOUT: &str = "Outboard: NIC and disk for VMs and containers, from polled user-space cores";
 
@@ -20,6 +23,7 @@ Examples:
   outboard attach --config host-a.toml --netns web --port blue-web
                                                 give the container `web` its interface
   outboard run --config host-a.toml             the daemon, in the foreground
+  outboard apply --config host-a.toml           make the daemon what the file says now
   outboard stats --config host-a.toml           what has the daemon done so far?
   outboard stats --json | jq '.ports[].drops'   the same for programs
 
@@ -37,20 +41,23 @@ pub struct Args {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Apply(apply::Apply),
     Stats(stats::Stats),
     Attach(attach::Attach),
     Detach(attach::Detach),
 }
 
 /// Does what was asked.
-pub fn run(args: Args) -> Result<(), Failure> {
-    match args.command {
+pub fn run(args: Args) -> Result<ExitCode, Failure> {
+    let done = match args.command {
+        Command::Apply(apply) => return apply.run(),
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Stats(stats) => stats.run(),
         Command::Attach(attach) => attach.run(),
         Command::Detach(detach) => detach.run(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// What is told when something failed: the text, with `error:` in front of each error.

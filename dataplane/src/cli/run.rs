@@ -12,7 +12,8 @@ use tracing_subscriber::EnvFilter;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The daemon stays in the foreground and logs to stderr (OUTBOARD_LOG=debug for more). It stops
-cleanly on SIGTERM and SIGINT: sockets, XDP programs and their pins are removed. Interfaces named
+cleanly on SIGTERM and SIGINT: sockets, XDP programs and their pins are removed. On SIGHUP it reads
+the file again and changes what differs, or nothing (see `outboard apply --help`). Interfaces named
 in the file must exist: `outboard attach` makes those of containers.")]
 pub struct Run {
     /// The configuration file
@@ -37,9 +38,9 @@ impl Run {
             .log_internal_errors(false)
             .init();
         match self.netns {
-            None => control::run::run(plan)?,
+            None => control::run::run(plan, &self.config)?,
             // Threads inherit the namespace of the thread that makes them.
-            Some(netns) => Netns::open(&netns)?.run(|| control::run::run(plan))??,
+            Some(netns) => Netns::open(&netns)?.run(|| control::run::run(plan, &self.config))??,
         }
         Ok(())
     }

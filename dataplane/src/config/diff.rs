@@ -165,12 +165,21 @@ impl Difference {
         self.refusals.append(&mut refusals);
     }
 
-    /// A file carries one volume that writes at a time.
+    /// A file carries one volume that writes at a time, and a target one volume of a name.
     fn refuse_files(&mut self, old: &Plan, new: &Plan) {
         let leaving: Vec<_> =
             old.volumes.iter().filter(|volume| self.ends(Kind::Volume, &volume.name)).collect();
         let mut refusals = Vec::new();
         for volume in new.volumes.iter().filter(|it| self.begins(Kind::Volume, &it.name)) {
+            if let Some(nqn) = subsystem(volume)
+                && leaving.iter().any(|it| it.name == volume.name && subsystem(it) == Some(nqn))
+            {
+                refusals.push(format!(
+                    "volume \"{}\" cannot be connected to {nqn} anew without ending the I/O of the \
+                     one that is there; remove it by one apply, and add it by a second one",
+                    volume.name
+                ));
+            }
             let Some(path) = file(volume) else { continue };
             let clashes =
                 |old: &&&Volume| file(old) == Some(path) && !(old.read_only && volume.read_only);
@@ -190,6 +199,13 @@ impl Difference {
 fn file(volume: &Volume) -> Option<&std::path::Path> {
     match &volume.backing {
         Backing::File { path, .. } => Some(path),
+        _ => None,
+    }
+}
+
+fn subsystem(volume: &Volume) -> Option<&str> {
+    match &volume.backing {
+        Backing::Remote { nqn, .. } => Some(nqn),
         _ => None,
     }
 }
@@ -324,8 +340,9 @@ impl fmt::Display for Difference {
     }
 }
 
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Change {
+    /// One line: what is done to what.
+    pub fn headline(&self) -> String {
         let (sign, remark) = match self.action {
             Action::Add => ("+", ""),
             Action::Change => ("~", " (in place)"),
@@ -333,7 +350,13 @@ impl fmt::Display for Change {
             Action::Remake => ("-/+", " (made anew)"),
             Action::Remove => ("-", ""),
         };
-        writeln!(f, "{sign:3} {} \"{}\"{remark}", self.kind.name(), self.name)?;
+        format!("{sign:3} {} \"{}\"{remark}", self.kind.name(), self.name)
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.headline())?;
         for Setting { key, old, new } in &self.settings {
             match (old, new) {
                 (None, Some(new)) => writeln!(f, "      {key} = {new}")?,

@@ -2,6 +2,7 @@
 
 use super::diff::Kind;
 use crate::packet::PortId;
+use crate::volume::export::{GUARANTEED_FRAMES, SHARED_FRAMES};
 use outboard_wire::{IpPrefix, Ipv4Prefix, Ipv6Prefix, Mac};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,6 +12,22 @@ use std::time::Duration;
 /// Frames that a worker needs for each queue that it owns: a fill ring of 64, and as many on their
 /// way (the longest packet has 18).
 pub const FRAMES_PER_QUEUE_MIN: u32 = 128;
+
+/// Connections that one export serves: hosts have an admin and an I/O connection each.
+pub const EXPORT_CONNECTIONS: u16 = 32;
+
+/// Frames that an export takes from the share of the worker that owns its volume.
+pub const EXPORT_FRAMES: u32 = EXPORT_CONNECTIONS as u32 * GUARANTEED_FRAMES as u32 + SHARED_FRAMES;
+
+/// The most volumes of a host.
+pub const VOLUMES_MAX: usize = 256;
+/// The most exports of a host.
+pub const EXPORTS_MAX: usize = 256;
+/// The most disks of a host.
+pub const DISKS_MAX: usize = 256;
+
+/// The most queues that one worker owns.
+pub const WORKER_QUEUES_MAX: usize = 1024;
 
 /// Everything that a daemon shall be.
 #[derive(Clone, Debug, PartialEq)]
@@ -326,6 +343,21 @@ pub struct SocketAccess {
 }
 
 impl Plan {
+    /// How many queues and exports a worker owns.
+    pub fn owned(&self, worker: u16) -> (usize, usize) {
+        let owners = self.ports.iter().flat_map(|port| &port.queues);
+        let volume = |export: &&Export| self.volumes.get(usize::from(export.volume));
+        let is_own = |export: &&Export| volume(export).is_some_and(|it| it.worker == worker);
+        let exports = self.exports.iter().filter(is_own).count();
+        (owners.filter(|owner| **owner == worker).count(), exports)
+    }
+
+    /// Frames that a worker's share must have at least.
+    pub fn frames_needed(&self, worker: u16) -> u64 {
+        let (queues, exports) = self.owned(worker);
+        queues as u64 * u64::from(FRAMES_PER_QUEUE_MIN) + exports as u64 * u64::from(EXPORT_FRAMES)
+    }
+
     /// The number of a port by its name.
     pub fn port(&self, name: &str) -> Option<PortId> {
         self.ports.iter().find(|port| port.name == name).map(|port| port.id)

@@ -1,18 +1,14 @@
 //! `[[volume]]`, `[[export]]`, `[[disk]]`: data, who else is served, and guests' disks.
 
-use super::plan::{Backing, Digests, Disk, Export, SocketAccess, Volume};
+use super::plan::{
+    Backing, DISKS_MAX, Digests, Disk, EXPORTS_MAX, Export, SocketAccess, VOLUMES_MAX, Volume,
+};
 use super::section::{At, Section};
 use super::top::{Claims, Names, Shared, check_worker};
 use super::value;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// The most volumes of a host.
-const VOLUMES_MAX: usize = 256;
-/// The most exports of a host.
-const EXPORTS_MAX: usize = 256;
-/// The most disks of a host.
-const DISKS_MAX: usize = 256;
 /// The most virtqueues of a disk.
 const DISK_QUEUES_MAX: u64 = 16;
 /// NVM Express Base Specification 2.0, 3.2.1.3: FFFFFFFFh means all namespaces.

@@ -651,6 +651,25 @@ fn the_region_has_frames_for_every_queue() {
 }
 
 #[test]
+fn the_region_has_frames_for_every_export() {
+    let text = |mib: u32, exports: u32| {
+        let export = |n: u32| {
+            let nqn = format!("nqn.2025-01.org.example:e{n}");
+            format!("[[export]]\nvolume = 'v'\nnqn = '{nqn}'\nlisten = '127.0.0.1:{n}'\n")
+        };
+        let exports: String = (1..=exports).map(export).collect();
+        let head = format!("name = 'a'\n[runtime]\nregion_mib = {mib}\n");
+        format!("{head}[[volume]]\nname = 'v'\nkind = 'mem'\nsize = '4KiB'\n{exports}")
+    };
+    plan(&text(17, 2));
+    wrong_one(
+        &text(16, 2),
+        "`region_mib` of [runtime] is 16: too little for a worker with 0 queues and 2 exports",
+        "want 17 at least, better four times that",
+    );
+}
+
+#[test]
 fn tables_and_lists_are_told_apart() {
     wrong_one(
         "name = 'a'\n[worker]\ncore = 0\n",

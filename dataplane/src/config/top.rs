@@ -1,7 +1,7 @@
 //! The document as a whole: general settings, workers, and what the other parts share.
 
 use super::error::Sink;
-use super::plan::{FRAMES_PER_QUEUE_MIN, Plan, Port, Runtime, WaitMode, Worker};
+use super::plan::{Plan, Runtime, WORKER_QUEUES_MAX, WaitMode, Worker};
 use super::section::{At, Section, advice};
 use super::{network, storage, value};
 use outboard_dma::FRAME_BYTES;
@@ -131,8 +131,7 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
     let networks = network::read(top, shared);
     let storages = storage::read(top, shared);
     let (networks, storages) = (networks?, storages?);
-    check_region(&runtime, region_span, &networks.ports, shared);
-    Some(Plan {
+    let plan = Plan {
         name: name?.value,
         runtime,
         control_socket: control_socket?,
@@ -143,7 +142,9 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
         volumes: storages.volumes,
         exports: storages.exports,
         disks: storages.disks,
-    })
+    };
+    check_shares(&plan, region_span, shared);
+    Some(plan)
 }
 
 /// `[runtime]`, and where the size of the region is given.
@@ -174,35 +175,42 @@ fn read_runtime(top: &mut Section, sink: &mut Sink) -> (Runtime, Range<usize>) {
     (plan, region_span)
 }
 
+/// Every worker has an equal share of the frames, which must do for the queues that it owns and
+/// the exports of its volumes.
+fn check_shares(plan: &Plan, span: Range<usize>, shared: &mut Shared) {
+    let needs = (0..plan.workers.len()).map(|worker| plan.frames_needed(worker as u16));
+    let Some((needed, worker)) = needs.zip(0u16..).max() else { return };
+    let (queues, exports) = plan.owned(worker);
+    if queues > WORKER_QUEUES_MAX {
+        let what = format!("worker {worker} owns {queues} queues");
+        let want = format!("want {WORKER_QUEUES_MAX} at most; give some to other workers");
+        shared.sink.push(span.clone(), what, &want);
+    }
+    let needed_frames = needed * plan.workers.len() as u64;
+    let needed_mib = (needed_frames * FRAME_BYTES as u64).div_ceil(1 << 20);
+    let region_mib = plan.runtime.region_mib;
+    if u64::from(region_mib) >= needed_mib {
+        return;
+    }
+    let with_exports = match exports {
+        0 => String::new(),
+        1 => " and an export".into(),
+        _ => format!(" and {exports} exports"),
+    };
+    let what = format!(
+        "`region_mib` of [runtime] is {region_mib}: too little for a worker with {queues} \
+         queues{with_exports}"
+    );
+    let want = format!("want {needed_mib} at least, better four times that");
+    shared.sink.push(span, what, &want);
+}
+
 /// `[dpdk]`
 fn read_dpdk(top: &mut Section, sink: &mut Sink) -> Vec<String> {
     let Some(mut section) = top.table("dpdk", "[dpdk]", sink) else { return Vec::new() };
     let arguments = section.optional("eal", sink, value::arguments);
     section.finish(sink);
     arguments.map_or(Vec::new(), |arguments| arguments.value)
-}
-
-/// Every worker has an equal share of the frames, which must do for the queues that it owns.
-fn check_region(runtime: &Runtime, span: Range<usize>, ports: &[Port], shared: &mut Shared) {
-    let mut queues = vec![0u64; shared.workers];
-    for owner in ports.iter().flat_map(|port| &port.queues) {
-        // One that does not exist was reported by its reader.
-        if let Some(count) = queues.get_mut(usize::from(*owner)) {
-            *count += 1;
-        }
-    }
-    let most = queues.iter().copied().max().unwrap_or(0);
-    let needed_frames = most * u64::from(FRAMES_PER_QUEUE_MIN) * shared.workers as u64;
-    let needed_mib = (needed_frames * FRAME_BYTES as u64).div_ceil(1 << 20);
-    if u64::from(runtime.region_mib) >= needed_mib {
-        return;
-    }
-    let what = format!(
-        "`region_mib` of [runtime] is {}: too little for a worker with {most} queues",
-        runtime.region_mib
-    );
-    let want = format!("want {needed_mib} at least, better four times that");
-    shared.sink.push(span, what, &want);
 }
 
 fn read_control(

@@ -1,16 +1,20 @@
-//! The local socket that tells what a daemon counts.
+//! The local socket that tells what a daemon counts, and takes what is to be applied.
 //!
-//! One JSON object per line in, one per line out: `{"get":"stats"}` gives `{"stats":{…}}`, anything
-//! else `{"error":"…"}`. Requests have at most [`REQUEST_BYTES_MAX`] bytes, at most
+//! One JSON object per line in, one per line out: `{"get":"stats"}` gives `{"stats":{…}}`,
+//! `{"apply":{…}}` gives `{"apply":{…}}` ([`apply`]), anything else `{"error":"…"}`. Requests have
+//! at most [`REQUEST_BYTES_MAX`] bytes (those of who may apply [`apply::APPLY_BYTES_MAX`]), at most
 //! [`CLIENTS_MAX`] clients are connected, and each request with its answer must be through within
 //! [`CLIENT_DEADLINE`]: a client that is slow or hostile is closed and delays nobody, because one
 //! thread serves all of them without ever waiting for one.
 //!
 //! The socket has mode 0660 and, where that group exists, group `outboard`.
 
+pub mod apply;
 mod serve;
 #[cfg(test)]
 mod tests;
+
+pub use apply::Desk;
 
 use super::local_socket::{Access, LocalSocket, SocketError};
 use super::stats::Stats;
@@ -84,9 +88,10 @@ impl<F: Fn() -> Stats + Send> Source for F {
 
 /// One line from a client.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Request {
-    get: What,
+#[serde(untagged, deny_unknown_fields)]
+enum Request {
+    Get { get: What },
+    Apply { apply: apply::Request },
 }
 
 /// What can be asked for.
@@ -101,6 +106,7 @@ enum What {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Stats(Stats),
+    Apply(apply::Report),
     Error(String),
 }
 
@@ -116,12 +122,13 @@ impl Bound {
         Ok(Bound { socket: LocalSocket::bind(path, Access::of_group_if_there(GROUP))? })
     }
 
-    /// Serves it from a thread of its own.
-    pub fn serve(self, source: impl Source + 'static) -> Result<Api, ApiError> {
+    /// Serves it from a thread of its own; what is to be applied is left at `desk`.
+    pub fn serve_with(self, source: impl Source + 'static, desk: &Desk) -> Result<Api, ApiError> {
+        let desk = desk.clone();
         let start = || {
             let (stop, stopped) = UnixStream::pair()?;
             let listener = self.socket.listener.try_clone()?;
-            let server = serve::Server::new(listener, stopped, Box::new(source));
+            let server = serve::Server::new(listener, stopped, Box::new(source), desk);
             let thread = std::thread::Builder::new().name("api".into()).spawn(|| server.run())?;
             Ok((stop, thread))
         };
@@ -139,9 +146,9 @@ pub struct Api {
 }
 
 impl Api {
-    /// Binds the socket and serves it from a thread of its own.
+    /// Binds the socket and serves it from a thread of its own; nothing can be applied.
     pub fn start(path: &Path, source: impl Source + 'static) -> Result<Api, ApiError> {
-        Bound::new(path)?.serve(source)
+        Bound::new(path)?.serve_with(source, &Desk::default())
     }
 }
 
@@ -199,7 +206,22 @@ pub enum AskError {
 
 /// Asks the daemon at `path` for its counts.
 pub fn ask_stats(path: &Path) -> Result<Stats, AskError> {
-    let line = ask(path).map_err(|source| {
+    match ask(path, &Request::Get { get: What::Stats }, ASK_TIMEOUT)? {
+        Answer::Stats(stats) => Ok(stats),
+        other => Err(wrong_answer(path, other)),
+    }
+}
+
+fn wrong_answer(path: &Path, answer: Answer) -> AskError {
+    let what = match answer {
+        Answer::Error(what) => what,
+        Answer::Stats(_) | Answer::Apply(_) => "what was not asked for".into(),
+    };
+    AskError::BadAnswer { path: path.to_path_buf(), what }
+}
+
+fn ask(path: &Path, request: &Request, timeout: Duration) -> Result<Answer, AskError> {
+    let line = exchange(path, request, timeout).map_err(|source| {
         let path = path.to_path_buf();
         match source.kind() {
             std::io::ErrorKind::NotFound => AskError::NoSocket { path },
@@ -208,21 +230,19 @@ pub fn ask_stats(path: &Path) -> Result<Stats, AskError> {
             _ => AskError::NoAnswer { path, source },
         }
     })?;
-    let bad = |what: String| AskError::BadAnswer { path: path.to_path_buf(), what };
-    match serde_json::from_str(&line) {
-        Ok(Answer::Stats(stats)) => Ok(stats),
-        Ok(Answer::Error(what)) => Err(bad(what)),
-        Err(error) => Err(bad(format!("something unreadable ({error})"))),
-    }
+    serde_json::from_str(&line).map_err(|error| AskError::BadAnswer {
+        path: path.to_path_buf(),
+        what: format!("something unreadable ({error})"),
+    })
 }
 
-fn ask(path: &Path) -> std::io::Result<String> {
+fn exchange(path: &Path, request: &Request, timeout: Duration) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+    stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(ASK_TIMEOUT))?;
-    let mut request = serde_json::to_vec(&Request { get: What::Stats })?;
-    request.push(b'\n');
-    stream.write_all(&request)?;
+    let mut bytes = serde_json::to_vec(request)?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes)?;
     let mut line = String::new();
     BufReader::new(stream).take(ANSWER_BYTES_MAX).read_line(&mut line)?;
     if line.is_empty() {

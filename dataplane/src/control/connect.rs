@@ -386,9 +386,9 @@ mod tests {
             first_epoch: 1,
         };
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
-        let (export, door) = Export::new(&config, &volume, &mut free).unwrap();
-        let users = vec![User::Export(export)];
-        let mut storage = Storage::new(vec![VolumeSlot { volume, users }]);
+        let (export, door) = Export::new(&config, volume.geometry(), &mut free).unwrap();
+        let user = User::Export(Box::new(export));
+        let mut storage = Storage::new(vec![VolumeSlot::new(0, volume).with(user)]);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let target = std::thread::spawn(move || {

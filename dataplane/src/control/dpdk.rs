@@ -1,33 +1,35 @@
 //! Ports of DPDK's devices, in builds that have it.
 
+use super::assemble::Site;
 use super::run::RunError;
 use crate::config::Plan;
+use crate::config::plan::Port;
 use crate::counters::PortCounters;
 use crate::port::AnyPort;
-use outboard_dma::{FreeList, Region};
+use outboard_dma::FreeList;
 use std::sync::Arc;
 
 /// Opens the device of port `index`, with frames from `free` to receive into.
 #[cfg(not(feature = "dpdk"))]
 pub fn open_port(
-    plan: &Plan,
-    index: usize,
+    _site: Site,
+    port: &Port,
     _device: &str,
-    _region: &'static Region,
+    _entries: u32,
     _counters: Arc<PortCounters>,
     _free: &mut FreeList,
 ) -> Result<AnyPort, RunError> {
-    Err(RunError::NoDpdk { port: plan.ports[index].name.clone() })
+    Err(RunError::NoDpdk { port: port.name.clone() })
 }
 
 /// Opens the device of port `index`, with frames from `free` to receive into. The first one starts
 /// DPDK's environment.
 #[cfg(feature = "dpdk")]
 pub fn open_port(
-    plan: &Plan,
-    index: usize,
+    site: Site,
+    port: &Port,
     device: &str,
-    region: &'static Region,
+    entries: u32,
     counters: Arc<PortCounters>,
     free: &mut FreeList,
 ) -> Result<AnyPort, RunError> {
@@ -37,14 +39,14 @@ pub fn open_port(
     use crate::port::dpdk::{Dpdk, DpdkConfig, Eal, Memory};
     use outboard_wire::ethernet;
 
-    let port = &plan.ports[index];
-    let mtu = mtu(plan, index)?;
+    let Site { plan, region, .. } = site;
+    let mtu = mtu(plan, port)?;
     let eal = Eal::start(&plan.eal)?;
     let is_uplink = matches!(port.role, Role::Uplink { .. });
     let config = DpdkConfig {
         device,
         region,
-        ring_frames: assemble::ring_sizes(plan, region).fill as u16,
+        ring_frames: entries as u16,
         mtu,
         kernel_interface: !port.interface.is_empty(),
         memory: None,
@@ -58,7 +60,7 @@ pub fn open_port(
     };
     let way = Dpdk::open(eal, config, free)
         .map_err(|source| RunError::Dpdk { port: port.name.clone(), source })?;
-    assemble::check_mtu(plan, index, way.max_frame_bytes() - ethernet::BYTES)?;
+    assemble::check_mtu(plan, port, way.max_frame_bytes() - ethernet::BYTES)?;
     let (name, worker) = (&port.name, port.queues[0]);
     let memory = match way.memory() {
         Memory::Shared => "frames",
@@ -67,6 +69,21 @@ pub fn open_port(
     let short = device.split(',').next().unwrap_or_default();
     tracing::info!("port {name}: DPDK device {short} on worker {worker}, on {memory}");
     Ok(AnyPort::Dpdk(way))
+}
+
+/// Starts DPDK's environment where the plan needs it.
+#[cfg(not(feature = "dpdk"))]
+pub fn start(_plan: &Plan) -> Result<(), RunError> {
+    Ok(())
+}
+
+/// Starts DPDK's environment where the plan needs it.
+#[cfg(feature = "dpdk")]
+pub fn start(plan: &Plan) -> Result<(), RunError> {
+    if plan.ports.iter().any(|port| port.dpdk.is_some()) {
+        crate::port::dpdk::Eal::start(&plan.eal)?;
+    }
+    Ok(())
 }
 
 /// What a worker's thread does for DPDK before it gives up its rights.
@@ -83,8 +100,7 @@ pub fn enter_thread() {
 
 /// The MTU of the interface where the kernel knows the device, else what the port needs.
 #[cfg(feature = "dpdk")]
-fn mtu(plan: &Plan, index: usize) -> Result<usize, RunError> {
-    let port = &plan.ports[index];
+fn mtu(plan: &Plan, port: &Port) -> Result<usize, RunError> {
     if port.interface.is_empty() {
         return Ok(super::assemble::needed_mtu(plan, port).0);
     }
@@ -93,6 +109,6 @@ fn mtu(plan: &Plan, index: usize) -> Result<usize, RunError> {
     let Some(found) = found else {
         return Err(outboard_ebpf::Error::NoInterface { interface: port.interface.clone() }.into());
     };
-    super::assemble::check_mtu(plan, index, found as usize)?;
+    super::assemble::check_mtu(plan, port, found as usize)?;
     Ok(found as usize)
 }

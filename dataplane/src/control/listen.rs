@@ -1,6 +1,7 @@
 //! The thread that accepts NVMe/TCP connections for an export and hands them to its worker.
 
 use crate::volume::export::Door;
+use crossbeam::channel::{Sender, bounded};
 use outboard_dma::EventFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::{self, ErrorKind};
@@ -49,6 +50,9 @@ fn remedy(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
+    socket: Arc<TcpListener>,
+    /// The thread begins when something comes, and ends when this goes.
+    gate: Option<Sender<()>>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -56,18 +60,50 @@ pub struct Listener {
 impl Listener {
     /// Listens on `address` and sends what comes through `door`.
     pub fn start(address: SocketAddr, door: Door) -> Result<Listener, ListenError> {
+        let listener = Listener::prepare(Listener::bind(address)?, door)?;
+        listener.open();
+        Ok(listener)
+    }
+
+    /// A socket that listens on `address`; who connects waits.
+    pub fn bind(address: SocketAddr) -> Result<Arc<TcpListener>, ListenError> {
         let refused = |source| ListenError::Bind { address, source };
-        let listener = TcpListener::bind(address).map_err(refused)?;
-        let address = listener.local_addr().map_err(refused)?;
+        let socket = TcpListener::bind(address).map_err(refused)?;
         let failed = |source| ListenError::Start { address, source };
-        listener.set_nonblocking(true).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        Ok(Arc::new(socket))
+    }
+
+    /// Makes everything but accepts nothing before [`open`](Self::open). The socket may be one
+    /// that another listener, which ends before, still accepts on.
+    pub fn prepare(socket: Arc<TcpListener>, door: Door) -> Result<Listener, ListenError> {
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        let refused = |source| ListenError::Bind { address: unknown, source };
+        let address = socket.local_addr().map_err(refused)?;
+        let failed = |source| ListenError::Start { address, source };
         let stop = Arc::new(EventFd::new().map_err(failed)?);
-        let stopped = Arc::clone(&stop);
+        let (stopped, listener) = (Arc::clone(&stop), Arc::clone(&socket));
+        let (gate, opened) = bounded(1);
         let thread = std::thread::Builder::new()
             .name(format!("listen-{}", address.port()))
-            .spawn(move || accept(&listener, &stopped, &door))
+            .spawn(move || {
+                if opened.recv().is_ok() {
+                    accept(&listener, &stopped, &door);
+                }
+            })
             .map_err(failed)?;
-        Ok(Listener { address, stop, thread: Some(thread) })
+        Ok(Listener { address, socket, gate: Some(gate), stop, thread: Some(thread) })
+    }
+
+    /// Begins to accept.
+    pub fn open(&self) {
+        // There is room for one, and one is enough.
+        let _ = self.gate.as_ref().map(|gate| gate.try_send(()));
+    }
+
+    /// What it listens on.
+    pub fn socket(&self) -> Arc<TcpListener> {
+        Arc::clone(&self.socket)
     }
 
     /// Where it listens; with the port that the kernel chose, if it was to choose.
@@ -78,6 +114,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        self.gate.take();
         self.stop.signal();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

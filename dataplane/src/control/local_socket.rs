@@ -132,13 +132,27 @@ impl LocalSocket {
         // From here on it is removed when something fails.
         let socket =
             LocalSocket { listener, path: path.to_owned(), identity: (about.dev(), about.ino()) };
+        socket.admit(access)?;
+        socket.listener.set_nonblocking(true).map_err(system("prepare socket"))?;
+        Ok(socket)
+    }
+}
+
+impl LocalSocket {
+    /// Opens it to those who may, and to nobody else.
+    pub fn admit(&self, access: Access) -> Result<(), SocketError> {
+        let path = &self.path;
+        let system = |what| system(what, path);
         if access.owner.is_some() || access.group.is_some() {
             chown(path, access.owner, access.group).map_err(system("set owner and group of"))?;
         }
         let mode = Permissions::from_mode(access.mode);
-        fs::set_permissions(path, mode).map_err(system("set the mode of"))?;
-        socket.listener.set_nonblocking(true).map_err(system("prepare socket"))?;
-        Ok(socket)
+        fs::set_permissions(path, mode).map_err(system("set the mode of"))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

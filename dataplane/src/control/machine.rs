@@ -1,7 +1,8 @@
 //! What a plan needs of this machine and a file cannot tell.
 
 use crate::config::Plan;
-use crate::config::plan::Backing;
+use crate::config::diff::{Difference, Kind};
+use crate::config::plan::{Backing, Volume};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CpuSet, capabilities, sched_getaffinity};
 
@@ -69,6 +70,15 @@ pub fn check(plan: &Plan) -> Result<(), MachineError> {
     if plan.ports.is_empty() { Ok(()) } else { check_privileges(plan) }
 }
 
+/// Checks what a plan adds to a daemon that runs.
+pub fn check_more(plan: &Plan, difference: &Difference) -> Result<(), MachineError> {
+    let about = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let volumes = plan.volumes.iter().filter(|it| difference.begins(Kind::Volume, &it.name));
+    check_volumes(0, volumes, &about)?;
+    let has_ports = plan.ports.iter().any(|it| difference.begins(it.kind(), &it.name));
+    if has_ports { check_privileges(plan) } else { Ok(()) }
+}
+
 /// Checks that every worker's core is one that this process may use.
 fn check_cores(plan: &Plan) -> Result<(), MachineError> {
     let set =
@@ -83,14 +93,22 @@ fn check_cores(plan: &Plan) -> Result<(), MachineError> {
 
 /// Checks the plan's memory against the text of /proc/meminfo; where that does not tell, nothing.
 fn check_memory(plan: &Plan, about: &str) -> Result<(), MachineError> {
+    check_volumes(plan.runtime.region_mib.into(), plan.volumes.iter(), about)
+}
+
+fn check_volumes<'a>(
+    region_mib: u64,
+    volumes: impl Iterator<Item = &'a Volume>,
+    about: &str,
+) -> Result<(), MachineError> {
     let line = about.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let Some(available_mib) = kib.map(|kib| kib >> 10) else { return Ok(()) };
-    let volumes = plan.volumes.iter().map(|volume| match volume.backing {
+    let volumes = volumes.map(|volume| match volume.backing {
         Backing::Mem { bytes } => bytes >> 20,
         _ => 0,
     });
-    let needed_mib = volumes.fold(plan.runtime.region_mib.into(), u64::saturating_add);
+    let needed_mib = volumes.fold(region_mib, u64::saturating_add);
     match needed_mib > available_mib {
         true => Err(MachineError::Memory { needed_mib, available_mib }),
         false => Ok(()),

@@ -1,56 +1,56 @@
 //! What `outboard stats` shows, read from the counters that workers write.
 
-use super::assemble::{Handle, Programs, mode_name};
-use super::connect::Connector;
+use super::assemble::OpenPort;
 use super::netlink;
 use super::stats::{
     Count, DiskStats, ExportStats, PortStats, Stats, SwitchStats, VolumeStats, WorkerStats,
 };
-use super::stores::Stores;
+use super::stores::{OpenVolume, Stores};
+use super::workers::{Handle, mode_name};
 use crate::config::Plan;
 use crate::config::plan::{self, Backing};
 use crate::counters::PortCounters;
 use crate::virtio::fault::QueueFault;
+use crate::volume::Status;
 use crate::volume::disk::DiskCounters;
 use crate::volume::export::ExportCounters;
-use crate::volume::{Geometry, Status};
 use outboard_ebpf::Steering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// The number that no interface has: where DPDK receives.
-const NO_INTERFACE: u32 = 0;
-
-/// Everything that is counted, with the plan that names it.
+/// Everything that is counted, with the plan that names it. Each list is in the order of the
+/// plan's.
 #[derive(Debug)]
 pub struct Snapshot {
     plan: Plan,
     started: Instant,
     handles: Arc<Vec<Handle>>,
-    steering: Arc<Mutex<Programs>>,
-    volumes: Vec<Geometry>,
-    connectors: Vec<Option<Arc<Connector>>>,
+    ports: Arc<Mutex<Vec<OpenPort>>>,
+    volumes: Vec<OpenVolume>,
     disks: Vec<Arc<DiskCounters>>,
     exports: Vec<Arc<ExportCounters>>,
 }
 
 impl Snapshot {
-    /// A source over what was made from `plan`.
+    /// A source over what is there by `plan`.
     pub fn new(
         plan: &Plan,
+        started: Instant,
         handles: &Arc<Vec<Handle>>,
-        steering: &Arc<Mutex<Programs>>,
+        ports: &Arc<Mutex<Vec<OpenPort>>>,
         stores: &Stores,
     ) -> Snapshot {
+        let volume = |it: &plan::Volume| stores.volume(&it.name).cloned();
+        let disk = |it: &plan::Disk| stores.disk(&it.name).cloned();
+        let export = |it: &plan::Export| stores.export(&it.nqn).cloned();
         Snapshot {
             plan: plan.clone(),
-            started: Instant::now(),
+            started,
             handles: Arc::clone(handles),
-            steering: Arc::clone(steering),
-            volumes: stores.volumes.clone(),
-            connectors: stores.connectors.clone(),
-            disks: stores.disks.clone(),
-            exports: stores.exports.clone(),
+            ports: Arc::clone(ports),
+            volumes: plan.volumes.iter().filter_map(volume).collect(),
+            disks: plan.disks.iter().filter_map(disk).collect(),
+            exports: plan.exports.iter().filter_map(export).collect(),
         }
     }
 
@@ -86,25 +86,21 @@ impl Snapshot {
     }
 
     fn ports(&self) -> Vec<PortStats> {
-        let steering = self.steering.lock();
-        let programs = || steering.iter().flat_map(|all| all.iter());
-        // When the kernel does not tell, nothing is known to be down.
-        let indices = programs()
-            .map(|program| program.as_ref().map_or(NO_INTERFACE, Steering::interface_index));
-        let up = netlink::are_up(indices).unwrap_or_default();
+        let all = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = |port: &plan::Port| all.iter().find(|open| open.port.id == port.id);
         let mut ports = Vec::new();
-        for (index, port) in self.plan.ports.iter().enumerate() {
-            let counters: Vec<&PortCounters> =
-                self.handles.iter().map(|handle| &*handle.ports[index]).collect();
-            let program = steering.as_ref().ok().and_then(|steering| steering.get(index)?.as_ref());
-            let mode = match program {
-                Some(_) if up.get(index) == Some(&false) => "down",
+        for port in &self.plan.ports {
+            let Some(OpenPort { steering, counters, .. }) = open(port) else { continue };
+            // When the kernel does not tell, nothing is known to be down.
+            let up = |it: &Steering| netlink::are_up([it.interface_index()].into_iter());
+            let mode = match steering {
+                Some(program) if matches!(up(program).as_deref(), Ok([false])) => "down",
                 Some(program) => program.mode().name(),
-                None if port.dpdk.is_some() => "dpdk",
-                None => "detached",
+                None => "dpdk",
             };
+            let counters: Vec<&PortCounters> = counters.iter().map(|it| &**it).collect();
             let mut stats = PortStats::of(&port.name, &port.interface, mode, &counters);
-            stats.xdp = program.map(xdp_outcomes).unwrap_or_default();
+            stats.xdp = steering.as_ref().map(xdp_outcomes).unwrap_or_default();
             ports.push(stats);
         }
         ports
@@ -122,13 +118,14 @@ impl Snapshot {
 
     fn volumes(&self) -> Vec<VolumeStats> {
         let volumes = self.plan.volumes.iter().zip(&self.volumes);
-        let stats = volumes.enumerate().map(|(index, (volume, geometry))| VolumeStats {
+        let stats = volumes.enumerate().map(|(index, (volume, open))| VolumeStats {
             name: volume.name.clone(),
             kind: kind(volume).into(),
-            state: self.connectors[index].as_ref().map_or("ready".into(), |link| link.state()),
-            bytes: geometry.bytes(),
+            state: open.connector.as_ref().map_or("ready".into(), |link| link.state()),
+            bytes: open.geometry.bytes(),
             in_flight: self.in_flight(index),
-            connection: self.connectors[index]
+            connection: open
+                .connector
                 .as_ref()
                 .map_or_else(Vec::new, |link| Count::occurred(link.counters().occurrences())),
         });

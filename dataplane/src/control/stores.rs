@@ -1,29 +1,33 @@
-//! Makes the storage side of a plan: volumes, the disks that give them to guests, and the exports
-//! that serve them to other hosts.
+//! The storage side: volumes, the disks that give them to guests, and the exports that serve them
+//! to other hosts. They come in two steps: everything that can fail is made aside, and only then
+//! workers are told. They leave over a while: their I/O ends first.
 
 use super::connect::{ConnectError, Connector, Wanted, wall_clock_ns};
 use super::listen::{ListenError, Listener};
 use super::vhost::{VhostError, VhostServer};
-use crate::bell::Bell;
+use super::workers::Workers;
 use crate::config::Plan;
-use crate::config::plan::{self, Backing};
+use crate::config::diff::{Difference, Kind};
+use crate::config::plan::{self, Backing, EXPORT_CONNECTIONS, EXPORT_FRAMES};
 use crate::virtio::blk::BlkShape;
 use crate::virtio::mailbox::{Wake, mailbox};
 use crate::volume::disk::{Disk, DiskCounters};
-use crate::volume::export::{Export, ExportConfig, ExportCounters, ExportError, SHARED_FRAMES};
+use crate::volume::export::{
+    Export, ExportConfig, ExportCounters, ExportError, SHARED_FRAMES, entries,
+};
 use crate::volume::{BlockDevice, File, Geometry, Mem, OpenError, Remote, Volume};
-use crate::worker::{Storage, User, VolumeSlot};
-use outboard_dma::FreeList;
+use crate::worker::{Left, Message, User, VolumeSlot};
 use outboard_rdma::nvmf::Digests;
 use outboard_rdma::nvmf::identify::Identity;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Rings that a disk needs per queue: twice while a guest moves to another process.
 const RINGS_PER_QUEUE: u16 = 2;
-/// Hosts that one export serves: each has an admin and an I/O connection.
-const EXPORT_CONNECTIONS: u16 = 32;
+/// How often it is looked whether what leaves has left.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the storage side could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,30 +50,422 @@ pub enum StoreError {
     Listen { name: String, source: ListenError },
 }
 
-/// Control's side of the storage: threads that end when this is dropped, and what is counted.
+/// A volume as control knows it.
+#[derive(Clone, Debug)]
+pub struct OpenVolume {
+    name: String,
+    /// Names it to its worker; never used again.
+    number: u32,
+    worker: u16,
+    /// Its size and unit.
+    pub geometry: Geometry,
+    /// What keeps it connected, if it is remote.
+    pub connector: Option<Arc<Connector>>,
+    /// What makes this content another one than that of a volume of the same name before or
+    /// after; 0 where the content persists.
+    life: u64,
+}
+
+/// A disk or an export as control knows it.
+#[derive(Debug)]
+pub struct OpenUser<S, C> {
+    name: String,
+    volume: u32,
+    worker: u16,
+    /// `Tag::owner`.
+    owner: u16,
+    /// What others reach it by; ends when dropped.
+    server: S,
+    /// What it counts.
+    pub counters: Arc<C>,
+}
+
+type OpenDisk = OpenUser<VhostServer, DiskCounters>;
+type OpenExport = OpenUser<Listener, ExportCounters>;
+
+/// Something whose I/O is still to end.
+#[derive(Debug)]
+struct Leaving {
+    what: String,
+    volume: u32,
+    /// `None`: the volume itself.
+    owner: Option<u16>,
+    claimed_frames: u32,
+    /// I/O in flight may need it to end.
+    _connector: Option<Arc<Connector>>,
+}
+
+/// All volumes, disks and exports, and what is leaving.
 #[derive(Debug, Default)]
 pub struct Stores {
-    sockets: Vec<VhostServer>,
-    listeners: Vec<Listener>,
+    volumes: Vec<OpenVolume>,
+    disks: Vec<OpenDisk>,
+    exports: Vec<OpenExport>,
+    leaving: Vec<Leaving>,
+    volumes_made: u32,
+}
+
+/// What was made aside and no worker knows yet.
+#[derive(Debug, Default)]
+pub struct NewStores {
+    volumes: Vec<(OpenVolume, Box<VolumeSlot>)>,
+    disks: Vec<(OpenDisk, User)>,
+    exports: Vec<(OpenExport, User)>,
     made: MadeFiles,
-    /// By the plan's volumes; those that are not remote have none.
-    pub connectors: Vec<Option<Arc<Connector>>>,
-    /// Sizes by the plan's volumes.
-    pub volumes: Vec<Geometry>,
-    /// Counts by the plan's disks.
-    pub disks: Vec<Arc<DiskCounters>>,
-    /// Counts by the plan's exports.
-    pub exports: Vec<Arc<ExportCounters>>,
+}
+
+impl NewStores {
+    /// From now on guests may write: files of volumes stay, whatever happens.
+    fn keep_files(&mut self) {
+        self.made.0.clear();
+    }
+
+    fn places(&self) -> impl Iterator<Item = (u32, u16)> {
+        let disks = self.disks.iter().map(|(disk, _)| (disk.volume, disk.owner));
+        disks.chain(self.exports.iter().map(|(export, _)| (export.volume, export.owner)))
+    }
+}
+
+impl Stores {
+    /// The volume of this name.
+    pub fn volume(&self, name: &str) -> Option<&OpenVolume> {
+        self.volumes.iter().find(|volume| volume.name == name)
+    }
+
+    /// What the disk of this name counts.
+    pub fn disk(&self, name: &str) -> Option<&Arc<DiskCounters>> {
+        self.disks.iter().find(|disk| disk.name == name).map(|disk| &disk.counters)
+    }
+
+    /// What the export of this name counts.
+    pub fn export(&self, nqn: &str) -> Option<&Arc<ExportCounters>> {
+        self.exports.iter().find(|export| export.name == nqn).map(|export| &export.counters)
+    }
+
+    /// Makes what is to come by `difference`, aside, in `new`.
+    pub fn prepare(
+        &mut self,
+        plan: &Plan,
+        difference: &Difference,
+        workers: &mut Workers,
+        new: &mut NewStores,
+    ) -> Result<(), StoreError> {
+        for volume in &plan.volumes {
+            if difference.begins(Kind::Volume, &volume.name) {
+                self.prepare_volume(&plan.name, volume, new)?;
+            }
+        }
+        for disk in &plan.disks {
+            if difference.begins(Kind::Disk, &disk.name) {
+                let volume = self.volume_for(plan, disk.volume, new);
+                let made = self.prepare_disk(plan, disk, &volume, difference, workers, new)?;
+                new.disks.push(made);
+            }
+        }
+        for export in &plan.exports {
+            if difference.begins(Kind::Export, &export.nqn) {
+                let volume = self.volume_for(plan, export.volume, new);
+                let made = self.prepare_export(export, &volume, difference, workers, new)?;
+                new.exports.push(made);
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare_volume(
+        &mut self,
+        host: &str,
+        wanted: &plan::Volume,
+        new: &mut NewStores,
+    ) -> Result<(), StoreError> {
+        let (volume, connector) = open(host, wanted)?;
+        if let (Volume::File(file), Backing::File { path, .. }) = (&volume, &wanted.backing)
+            && file.made()
+        {
+            new.made.0.push(path.clone());
+        }
+        self.volumes_made += 1;
+        let persists = !matches!(wanted.backing, Backing::Mem { .. });
+        let open = OpenVolume {
+            name: wanted.name.clone(),
+            number: self.volumes_made,
+            worker: wanted.worker,
+            geometry: volume.geometry(),
+            connector: connector.map(Arc::new),
+            life: if persists { 0 } else { RandomState::new().hash_one(self.volumes_made) },
+        };
+        let slot = Box::new(VolumeSlot::new(open.number, volume));
+        new.volumes.push((open, slot));
+        Ok(())
+    }
+
+    /// The volume that the plan's volume `index` is, or will be.
+    fn volume_for(&self, plan: &Plan, index: u16, new: &NewStores) -> OpenVolume {
+        let name = &plan.volumes[usize::from(index)].name;
+        let coming = new.volumes.iter().map(|(volume, _)| volume).find(|it| it.name == *name);
+        coming.or(self.volume(name)).cloned().expect("a plan's volume is open or opened before")
+    }
+
+    /// A place among the users of a volume that nobody has, not even one who is leaving.
+    fn free_place(&self, volume: &OpenVolume, new: &NewStores) -> u16 {
+        let disks = self.disks.iter().map(|disk| (disk.volume, disk.owner));
+        let exports = self.exports.iter().map(|export| (export.volume, export.owner));
+        let leaving = self.leaving.iter().filter_map(|it| Some((it.volume, it.owner?)));
+        let taken: Vec<_> = disks.chain(exports).chain(leaving).chain(new.places()).collect();
+        let is_free = |place: &u16| !taken.contains(&(volume.number, *place));
+        (0..u16::MAX).find(is_free).expect("plans have fewer users than there are places")
+    }
+
+    fn prepare_disk(
+        &self,
+        plan: &Plan,
+        disk: &plan::Disk,
+        volume: &OpenVolume,
+        difference: &Difference,
+        workers: &Workers,
+        new: &NewStores,
+    ) -> Result<(OpenDisk, User), StoreError> {
+        let geometry = volume.geometry;
+        let rings = disk.queues * RINGS_PER_QUEUE;
+        let (control, worker) = mailbox(rings);
+        let owner = self.free_place(volume, new);
+        let made = Disk::new(owner, &disk.name, rings, worker);
+        let counters = made.counters();
+        let shape = BlkShape {
+            bytes: geometry.bytes(),
+            block_bytes: geometry.block_bytes,
+            read_only: geometry.read_only,
+            queues: disk.queues,
+        };
+        let named = |source| StoreError::Disk { name: disk.name.clone(), source };
+        // A socket that a disk which leaves has is taken over: who knocks meanwhile waits.
+        let held = self
+            .disks
+            .iter()
+            .find(|it| difference.ends(Kind::Disk, &it.name) && it.server.path() == disk.socket);
+        let socket = match held {
+            Some(held) => {
+                VhostServer::check(&disk.socket, &disk.access).map_err(named)?;
+                held.server.socket()
+            }
+            None => VhostServer::bind(&disk.socket, &disk.access).map_err(named)?,
+        };
+        let wake = wake(workers, volume.worker);
+        let server = VhostServer::prepare(&disk.name, socket, &disk.socket, shape, control, wake);
+        let _ = plan;
+        let open = OpenUser {
+            name: disk.name.clone(),
+            volume: volume.number,
+            worker: volume.worker,
+            owner,
+            server: server.map_err(named)?,
+            counters,
+        };
+        Ok((open, User::Disk(Box::new(made))))
+    }
+
+    fn prepare_export(
+        &self,
+        export: &plan::Export,
+        volume: &OpenVolume,
+        difference: &Difference,
+        workers: &mut Workers,
+        new: &NewStores,
+    ) -> Result<(OpenExport, User), StoreError> {
+        let name = || volume.name.clone();
+        let config = ExportConfig {
+            nqn: export.nqn.clone(),
+            serial: name(),
+            identity: identity(volume.life, &export.nqn),
+            owner: self.free_place(volume, new),
+            connections: EXPORT_CONNECTIONS,
+            shared_frames: SHARED_FRAMES,
+            first_epoch: wall_clock_ns(),
+        };
+        let held = self.exports.iter().find(|it| {
+            difference.ends(Kind::Export, &it.name) && it.server.address() == export.listen
+        });
+        let listen = |source| StoreError::Listen { name: name(), source };
+        let socket = match held {
+            Some(held) => held.server.socket(),
+            None => Listener::bind(export.listen).map_err(listen)?,
+        };
+        let claimed = workers.claim(volume.worker, EXPORT_FRAMES);
+        let mut frames = match claimed {
+            true => workers.take_frames(volume.worker, EXPORT_FRAMES),
+            false => workers.empty_list(),
+        };
+        let made = Export::new(&config, volume.geometry, &mut frames);
+        let made = made.map_err(|source| StoreError::Export { name: name(), source });
+        let served = made.and_then(|(mut made, door)| {
+            made.require_digests(wanted_digests(export.require_digests));
+            let counters = made.counters();
+            match Listener::prepare(socket, door) {
+                Ok(server) => Ok((made, server, counters)),
+                Err(source) => {
+                    made.close_all(&mut frames);
+                    Err(listen(source))
+                }
+            }
+        });
+        let (made, server, counters) = match served {
+            Ok(served) => served,
+            Err(error) => {
+                workers.give_frames(volume.worker, frames);
+                workers.disclaim(volume.worker, if claimed { EXPORT_FRAMES } else { 0 });
+                return Err(error);
+            }
+        };
+        let (name, owner) = (export.nqn.clone(), config.owner);
+        let (volume, worker) = (volume.number, volume.worker);
+        let open = OpenUser { name, volume, worker, owner, server, counters };
+        Ok((open, User::Export(Box::new(made))))
+    }
+
+    /// Frees what was made in vain.
+    pub fn undo(&self, new: NewStores, workers: &mut Workers) {
+        for (open, user) in new.exports {
+            drop(open.server);
+            if let User::Export(mut export) = user {
+                let mut frames = workers.empty_list();
+                export.close_all(&mut frames);
+                workers.give_frames(open.worker, frames);
+                workers.disclaim(open.worker, EXPORT_FRAMES);
+            }
+        }
+    }
+
+    /// Sends away what leaves, and gives the workers what was made.
+    pub fn commit(
+        &mut self,
+        plan: &Plan,
+        difference: &Difference,
+        mut new: NewStores,
+        workers: &mut Workers,
+    ) {
+        new.keep_files();
+        self.send_away(difference, workers);
+        for (volume, slot) in new.volumes {
+            workers.tell(volume.worker, Message::AddVolume(slot));
+            self.volumes.push(volume);
+        }
+        for (disk, user) in new.disks {
+            workers.tell(disk.worker, Message::AddUser(disk.volume, user));
+            if let Some(planned) = plan.disks.iter().find(|it| it.name == disk.name)
+                && let Err(error) = disk.server.admit(&planned.access)
+            {
+                tracing::warn!("disk {}: {error}", disk.name);
+            }
+            disk.server.open();
+            self.disks.push(disk);
+        }
+        for (export, user) in new.exports {
+            workers.tell(export.worker, Message::AddUser(export.volume, user));
+            export.server.open();
+            self.exports.push(export);
+        }
+        if difference.changes.iter().any(|change| change.kind == Kind::Export) {
+            self.list_exports(plan, workers);
+        }
+    }
+
+    /// Tells every export which others there are, for hosts that ask for discovery.
+    fn list_exports(&self, plan: &Plan, workers: &mut Workers) {
+        for export in &self.exports {
+            let others = plan.exports.iter().filter(|other| other.nqn != export.name);
+            let others = entries(others.map(|other| (&*other.nqn, other.listen)));
+            workers.ask(export.worker, Message::ListOthers(export.volume, export.owner, others));
+        }
+    }
+
+    fn send_away(&mut self, difference: &Difference, workers: &mut Workers) {
+        let ends = |kind, name: &str| difference.ends(kind, name);
+        // Remote volumes end their I/O first, for whoever waits for it.
+        for volume in self.volumes.iter().filter(|it| ends(Kind::Volume, &it.name)) {
+            volume.connector.iter().for_each(|connector| connector.stop());
+        }
+        for disk in self.disks.extract_if(.., |it| ends(Kind::Disk, &it.name)) {
+            // Guests go while the worker still turns and can end their I/O.
+            drop(disk.server);
+            let what = format!("disk \"{}\"", disk.name);
+            self.leaving.push(Leaving::user(what, disk.volume, disk.owner, 0));
+            workers.tell(disk.worker, Message::RemoveUser(disk.volume, disk.owner));
+        }
+        for export in self.exports.extract_if(.., |it| ends(Kind::Export, &it.name)) {
+            drop(export.server);
+            let what = format!("export \"{}\"", export.name);
+            self.leaving.push(Leaving::user(what, export.volume, export.owner, EXPORT_FRAMES));
+            workers.tell(export.worker, Message::RemoveUser(export.volume, export.owner));
+        }
+        for volume in self.volumes.extract_if(.., |it| ends(Kind::Volume, &it.name)) {
+            self.leaving.push(Leaving {
+                what: format!("volume \"{}\"", volume.name),
+                volume: volume.number,
+                owner: None,
+                claimed_frames: 0,
+                _connector: volume.connector,
+            });
+            workers.tell(volume.worker, Message::RemoveVolume(volume.number));
+        }
+    }
+
+    /// Frees what has left.
+    pub fn collect(&mut self, workers: &mut Workers) {
+        while let Some((worker, left)) = workers.next_left() {
+            let (volume, owner) = match &left {
+                Left::User(volume, user) => (*volume, Some(user.owner())),
+                Left::Volume(slot) => (slot.number(), None),
+            };
+            let same = |it: &Leaving| (it.volume, it.owner) == (volume, owner);
+            let Some(place) = self.leaving.iter().position(same) else { continue };
+            let gone = self.leaving.remove(place);
+            workers.disclaim(worker, gone.claimed_frames);
+            tracing::info!("{} has left", gone.what);
+        }
+    }
+
+    /// Waits until everything that leaves has left, for `patience` at most; what has not.
+    pub fn wait_until_left(&mut self, workers: &mut Workers, patience: Duration) -> Vec<String> {
+        let give_up = Instant::now() + patience;
+        loop {
+            self.collect(workers);
+            let is_over = Instant::now() >= give_up || !workers.are_alive();
+            if self.leaving.is_empty() || is_over {
+                return self.leaving.iter().map(|it| it.what.clone()).collect();
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
 }
 
 impl Drop for Stores {
     /// Remote volumes end their I/O first, for whoever waits for it.
     fn drop(&mut self) {
-        self.connectors.iter().flatten().for_each(|connector| connector.stop());
+        self.volumes.iter().filter_map(|it| it.connector.as_ref()).for_each(|it| it.stop());
     }
 }
 
-/// Files that this start has made; removed when dropped.
+impl Leaving {
+    fn user(what: String, volume: u32, owner: u16, claimed_frames: u32) -> Leaving {
+        Leaving { what, volume, owner: Some(owner), claimed_frames, _connector: None }
+    }
+}
+
+/// What names a volume's content to hosts: the same at every start for media that persist (`life`
+/// is 0), new with each life of memory, so that no host takes an empty volume for the one that it
+/// knew.
+fn identity(life: u64, nqn: &str) -> Identity {
+    let mut uuid = [0; 16];
+    for (half, bytes) in uuid.chunks_mut(8).enumerate() {
+        bytes.copy_from_slice(&stable_hash(half as u64 ^ life, nqn).to_be_bytes());
+    }
+    // Version 8, variant 1: made in a way of our own (RFC 9562, section 5.8).
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Identity { nguid: uuid, uuid }
+}
+
+/// Files that were made for volumes to come; removed when dropped.
 #[derive(Debug, Default)]
 struct MadeFiles(Vec<PathBuf>);
 
@@ -81,35 +477,6 @@ impl Drop for MadeFiles {
             }
         }
     }
-}
-
-/// Opens every volume, serves every disk and export; the storage rooms are in the order of the
-/// workers. Exports take their buffers from the shares of the workers' frames.
-pub fn make(
-    plan: &Plan,
-    bells: &[Arc<Bell>],
-    shares: &mut [FreeList],
-) -> Result<(Stores, Vec<Storage>), StoreError> {
-    let mut stores = Stores::default();
-    stores.disks = plan.disks.iter().map(|_| Arc::default()).collect();
-    stores.exports = plan.exports.iter().map(|_| Arc::default()).collect();
-    let mut slots: Vec<Vec<VolumeSlot>> = plan.workers.iter().map(|_| Vec::new()).collect();
-    for (index, wanted) in plan.volumes.iter().enumerate() {
-        let (volume, connector) = open(&plan.name, wanted)?;
-        if let (Volume::File(file), Backing::File { path, .. }) = (&volume, &wanted.backing)
-            && file.made()
-        {
-            stores.made.0.push(path.clone());
-        }
-        stores.connectors.push(connector.map(Arc::new));
-        stores.volumes.push(volume.geometry());
-        let worker = usize::from(wanted.worker);
-        let mut users = Vec::new();
-        stores.serve_disks(plan, index, &volume, &bells[worker], &mut users)?;
-        stores.serve_exports(plan, index, &volume, &mut shares[worker], &mut users)?;
-        slots[worker].push(VolumeSlot { volume, users });
-    }
-    Ok((stores, slots.into_iter().map(Storage::new).collect()))
 }
 
 fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError> {
@@ -157,113 +524,6 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
     }
 }
 
-fn wanted_digests(digests: plan::Digests) -> Digests {
-    use plan::Digests::{Both, Data, Header};
-    Digests { header: matches!(digests, Header | Both), data: matches!(digests, Data | Both) }
-}
-
-impl Stores {
-    /// From now on guests may write: files of volumes stay, whatever happens.
-    pub fn keep_files(&mut self) {
-        self.made.0.clear();
-    }
-
-    /// The disks on volume `index`.
-    fn serve_disks(
-        &mut self,
-        plan: &Plan,
-        index: usize,
-        volume: &Volume,
-        bell: &Arc<Bell>,
-        users: &mut Vec<User>,
-    ) -> Result<(), StoreError> {
-        let geometry = volume.geometry();
-        for (number, disk) in plan.disks.iter().enumerate() {
-            if usize::from(disk.volume) != index {
-                continue;
-            }
-            let rings = disk.queues * RINGS_PER_QUEUE;
-            let (control, worker) = mailbox(rings);
-            let made = Disk::new(users.len() as u16, &disk.name, rings, worker);
-            self.disks[number] = made.counters();
-            users.push(User::Disk(made));
-            let shape = BlkShape {
-                bytes: geometry.bytes(),
-                block_bytes: geometry.block_bytes,
-                read_only: geometry.read_only,
-                queues: disk.queues,
-            };
-            let served = VhostServer::start(
-                &disk.name,
-                &disk.socket,
-                &disk.access,
-                shape,
-                control,
-                wake(bell),
-            );
-            let named = |source| StoreError::Disk { name: disk.name.clone(), source };
-            self.sockets.push(served.map_err(named)?);
-        }
-        Ok(())
-    }
-
-    /// The exports of volume `index`.
-    fn serve_exports(
-        &mut self,
-        plan: &Plan,
-        index: usize,
-        volume: &Volume,
-        free: &mut FreeList,
-        users: &mut Vec<User>,
-    ) -> Result<(), StoreError> {
-        for (number, export) in plan.exports.iter().enumerate() {
-            if usize::from(export.volume) != index {
-                continue;
-            }
-            let name = || plan.volumes[index].name.clone();
-            let config = ExportConfig {
-                nqn: export.nqn.clone(),
-                serial: name(),
-                identity: identity(&plan.volumes[index], &export.nqn),
-                owner: users.len() as u16,
-                connections: EXPORT_CONNECTIONS,
-                shared_frames: SHARED_FRAMES,
-                first_epoch: wall_clock_ns(),
-            };
-            let (mut made, door) = Export::new(&config, volume, free)
-                .map_err(|source| StoreError::Export { name: name(), source })?;
-            let others = plan.exports.iter().filter(|other| other.nqn != export.nqn);
-            made.require_digests(wanted_digests(export.require_digests));
-            made.list_others(others.map(|other| (&*other.nqn, other.listen)));
-            self.exports[number] = made.counters();
-            users.push(User::Export(made));
-            let listener = Listener::start(export.listen, door)
-                .map_err(|source| StoreError::Listen { name: name(), source })?;
-            self.listeners.push(listener);
-        }
-        Ok(())
-    }
-}
-
-/// What names a volume's content to hosts: the same at every start for media that persist, new
-/// at each start for memory, so that no host takes an empty volume for the one that it knew.
-fn identity(volume: &plan::Volume, nqn: &str) -> Identity {
-    let persists = !matches!(volume.backing, Backing::Mem { .. });
-    let mut uuid = [0; 16];
-    for (half, bytes) in uuid.chunks_mut(8).enumerate() {
-        let number = if persists {
-            stable_hash(half as u64, nqn)
-        } else {
-            RandomState::new().build_hasher().finish()
-        };
-        bytes.copy_from_slice(&number.to_be_bytes());
-    }
-    // Version 8, variant 1: made in a way of our own (RFC 9562, section 5.8).
-    uuid[6] = uuid[6] & 0x0f | 0x80;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    Identity { nguid: uuid, uuid }
-}
-
 /// FNV-1a (Fowler, Noll, Vo) of a number and a name: the same in every version of this program.
 fn stable_hash(number: u64, name: &str) -> u64 {
     let bytes = number.to_le_bytes().into_iter().chain(name.bytes());
@@ -272,9 +532,14 @@ fn stable_hash(number: u64, name: &str) -> u64 {
     })
 }
 
+fn wanted_digests(digests: plan::Digests) -> Digests {
+    use plan::Digests::{Both, Data, Header};
+    Digests { header: matches!(digests, Header | Both), data: matches!(digests, Data | Both) }
+}
+
 /// What wakes a worker that sleeps.
-fn wake(bell: &Arc<Bell>) -> Wake {
-    let bell = Arc::clone(bell);
+fn wake(workers: &Workers, worker: u16) -> Wake {
+    let bell = Arc::clone(&workers.handles()[usize::from(worker)].bell);
     Arc::new(move || bell.ring())
 }
 
@@ -284,17 +549,24 @@ mod tests {
 
     #[test]
     fn media_that_persist_keep_their_identity_and_memory_does_not() {
-        let mut volume = plan::Volume {
-            name: "data".into(),
-            worker: 0,
-            block_bytes: 512,
-            read_only: false,
-            backing: Backing::File { path: "/data".into(), create_bytes: None },
-        };
         let name = "nqn.2025-01.org.example:data";
-        assert_eq!(identity(&volume, name), identity(&volume, name));
-        assert_ne!(identity(&volume, name), identity(&volume, "nqn.2025-01.org.example:other"));
-        volume.backing = Backing::Mem { bytes: 512 };
-        assert_ne!(identity(&volume, name), identity(&volume, name));
+        assert_eq!(identity(0, name), identity(0, name));
+        assert_ne!(identity(0, name), identity(0, "nqn.2025-01.org.example:other"));
+        assert_ne!(identity(1 << 40, name), identity(7 << 40, name));
+        assert_ne!(identity(1 << 40, name), identity(0, name));
+    }
+
+    #[test]
+    fn an_export_needs_what_the_plan_counts_for_it() {
+        let config = ExportConfig {
+            nqn: "nqn.2025-01.org.example:data".into(),
+            serial: "data".into(),
+            identity: identity(0, ""),
+            owner: 0,
+            connections: EXPORT_CONNECTIONS,
+            shared_frames: SHARED_FRAMES,
+            first_epoch: 1,
+        };
+        assert_eq!(config.frames(), EXPORT_FRAMES);
     }
 }

@@ -11,6 +11,7 @@ use crate::config::plan::SocketAccess;
 use crate::virtio::blk::BlkShape;
 use crate::virtio::mailbox::{DiskControl, Wake};
 use crate::virtio::vhost_user::{DRAIN_TIMEOUT, DiskLink, SESSIONS, Session, is_harmless};
+use crossbeam::channel::{Sender, bounded};
 use outboard_dma::EventFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvFlags, recv};
@@ -52,6 +53,9 @@ pub enum VhostError {
 /// A disk's socket, served until dropped.
 #[derive(Debug)]
 pub struct VhostServer {
+    socket: Arc<LocalSocket>,
+    /// The thread begins when something comes, and ends when this goes.
+    gate: Option<Sender<()>>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -67,23 +71,74 @@ impl VhostServer {
         control: DiskControl,
         wake: Wake,
     ) -> Result<VhostServer, VhostError> {
-        let socket = LocalSocket::bind(path, Access::of(access, path)?)?;
+        let socket = VhostServer::bind(path, access)?;
+        let server = VhostServer::prepare(name, socket, path, shape, control, wake)?;
+        server.open();
+        Ok(server)
+    }
+
+    /// As [`start`](Self::start) on a socket at `path` that is bound already, perhaps that of
+    /// another server, which ends before. Front ends wait until [`open`](Self::open).
+    pub(super) fn prepare(
+        name: &str,
+        socket: Arc<LocalSocket>,
+        path: &Path,
+        shape: BlkShape,
+        control: DiskControl,
+        wake: Wake,
+    ) -> Result<VhostServer, VhostError> {
         let system =
             |what| move |source| VhostError::System { what, path: path.to_owned(), source };
         let stop = Arc::new(EventFd::new().map_err(system("make an eventfd for"))?);
         let server = Server {
             name: name.to_owned(),
-            socket,
+            socket: Arc::clone(&socket),
             shape,
             link: Arc::new(Mutex::new(DiskLink::new(control, wake, DRAIN_TIMEOUT))),
             stop: Arc::clone(&stop),
             connections: (0..SESSIONS).map(|_| None).collect(),
         };
+        let (gate, opened) = bounded(1);
         let thread = std::thread::Builder::new()
             .name(format!("vhost-{name}"))
-            .spawn(move || server.run())
+            .spawn(move || {
+                if opened.recv().is_ok() {
+                    server.run();
+                }
+            })
             .map_err(system("start a thread for"))?;
-        Ok(VhostServer { stop, thread: Some(thread) })
+        Ok(VhostServer { socket, gate: Some(gate), stop, thread: Some(thread) })
+    }
+
+    /// Begins to serve.
+    pub(super) fn open(&self) {
+        // There is room for one, and one is enough.
+        let _ = self.gate.as_ref().map(|gate| gate.try_send(()));
+    }
+
+    /// The socket at `path`; front ends wait.
+    pub(super) fn bind(path: &Path, access: &SocketAccess) -> Result<Arc<LocalSocket>, VhostError> {
+        Ok(Arc::new(LocalSocket::bind(path, Access::of(access, path)?)?))
+    }
+
+    /// Whether who may use the socket at `path` is known.
+    pub(super) fn check(path: &Path, access: &SocketAccess) -> Result<(), VhostError> {
+        Ok(Access::of(access, path).map(drop)?)
+    }
+
+    /// Opens the socket to those who may use it, and to nobody else.
+    pub(super) fn admit(&self, access: &SocketAccess) -> Result<(), VhostError> {
+        Ok(self.socket.admit(Access::of(access, self.path())?)?)
+    }
+
+    /// Where it serves.
+    pub(super) fn path(&self) -> &Path {
+        self.socket.path()
+    }
+
+    /// What it serves on.
+    pub(super) fn socket(&self) -> Arc<LocalSocket> {
+        Arc::clone(&self.socket)
     }
 }
 
@@ -91,6 +146,7 @@ impl Drop for VhostServer {
     /// Ends the connections, stops their rings and removes the socket. The worker must still run:
     /// rings are given up by it.
     fn drop(&mut self) {
+        self.gate.take();
         self.stop.signal();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -152,7 +208,7 @@ impl Connection {
 /// The thread's state.
 struct Server {
     name: String,
-    socket: LocalSocket,
+    socket: Arc<LocalSocket>,
     shape: BlkShape,
     link: Arc<Mutex<DiskLink>>,
     stop: Arc<EventFd>,

@@ -18,14 +18,20 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// Begins to follow the far ends of a plan's routes.
-    pub fn new(plan: &Plan) -> Result<Ways, UnderlayError> {
+    /// Begins to follow the far ends of a plan's routes; those that are as in `known` are not
+    /// told again.
+    pub fn new(plan: &Plan, known: &[(IpAddr, NextHop)]) -> Result<Ways, UnderlayError> {
         let underlay = Underlay::new(plan)?;
         let named = plan.ports.iter().map(|port| (port.id, port.interface.clone()));
         let interfaces = named.collect();
-        let mut ways = Ways { underlay, interfaces, known: Vec::new() };
+        let mut ways = Ways { underlay, interfaces, known: known.to_vec() };
         ways.changed(Duration::ZERO)?;
         Ok(ways)
+    }
+
+    /// The ways as they are.
+    pub fn known(&self) -> &[(IpAddr, NextHop)] {
+        &self.known
     }
 
     /// Waits for at most `timeout` for a change; whether there was one.

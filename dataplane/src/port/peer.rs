@@ -79,6 +79,11 @@ impl Peer {
         Some((packet, port))
     }
 
+    /// How many packets [`receive`](Self::receive) would find.
+    pub fn waiting(&self) -> usize {
+        self.incoming.slots()
+    }
+
     /// Whether [`receive`](Self::receive) would find something.
     pub fn is_waiting(&self) -> bool {
         !self.incoming.is_empty()

@@ -191,6 +191,16 @@ impl Disk {
         Arc::clone(&self.counters)
     }
 
+    /// `Tag::owner` of its I/Os.
+    pub fn owner(&self) -> u16 {
+        self.owner
+    }
+
+    /// Whether it drives no ring and has nothing in flight.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight() == 0 && self.rings.iter().all(Option::is_none)
+    }
+
     /// I/Os that the volume has, or will have when it has room.
     pub fn in_flight(&self) -> u16 {
         SLOTS - self.free.len() as u16

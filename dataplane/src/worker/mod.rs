@@ -6,17 +6,19 @@
 mod network;
 mod storage;
 
-pub use network::{Exit, Network, Queue};
-pub use storage::{Storage, User, VolumeSlot};
+pub use network::{Exit, Network, PortParts, Queue};
+pub use storage::{Left, Storage, User, VolumeSlot};
 
 use crate::bell::Bell;
 use crate::clock;
 use crate::config::plan::WaitMode;
 use crate::counters::Counter;
+use crate::packet::PortId;
 use crate::port::AnyPort;
 use crate::switch::Tables;
 use crossbeam::channel::{Receiver, Sender};
 use outboard_dma::{FreeList, PollList};
+use outboard_rdma::nvmf::discovery;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,10 +43,28 @@ const SLEEP_FDS: usize = 1024;
 pub enum Message {
     /// Use these tables from the next packet on.
     Tables(Arc<Tables>),
-    /// Use this instead of the port of that queue, whose interface is gone.
-    Port(u16, Box<AnyPort>),
+    /// Take this port in; the rest of it comes back.
+    AddPort(Box<PortParts>),
+    /// Let this port go, which no tables name any more; it comes back with its queues, for which
+    /// there is room.
+    RemovePort(Box<PortParts>),
+    /// Use this for the nth own queue of that port, whose interface is gone.
+    Port(PortId, u16, Box<AnyPort>),
     /// Frames that a port which was closed elsewhere had.
     Frames(Box<FreeList>),
+    /// Put this many frames into the empty list, which comes back: all of them, or none when
+    /// there are not so many.
+    TakeFrames(Box<FreeList>, u32),
+    /// Take this volume in.
+    AddVolume(Box<VolumeSlot>),
+    /// Let the volume of this number go; it comes back when it has no users and no I/O.
+    RemoveVolume(u32),
+    /// Take in a user of the volume of this number.
+    AddUser(u32, User),
+    /// Let a user of the volume of this number go; it comes back when its I/O has ended.
+    RemoveUser(u32, u16),
+    /// Have an export, of the volume of this number, list these; those from before come back.
+    ListOthers(u32, u16, Vec<discovery::Entry>),
     /// Finish the turn, end everything, return.
     Stop,
 }
@@ -54,10 +74,18 @@ pub enum Message {
 pub enum Retired {
     /// Tables.
     Tables(Arc<Tables>),
-    /// A port, to be closed; its frames are the worker's.
+    /// What was left of a port that was taken in, or the port that has left: its queues are to be
+    /// closed, and their frames are the worker's.
+    Parts(Box<PortParts>),
+    /// A port, to be closed; its frames are the worker's. What was to be replaced and is not
+    /// there comes back as it came.
     Port(Box<AnyPort>),
-    /// An empty list.
+    /// A list, empty unless it was to be filled.
     Frames(Box<FreeList>),
+    /// What an export listed before.
+    Listed(Vec<discovery::Entry>),
+    /// A user or a volume that has left.
+    Storage(Left),
 }
 
 /// What a worker counts about itself.
@@ -105,6 +133,8 @@ pub struct Worker {
     /// When tenants are told of their gateway again.
     greet_at_ns: u64,
     stopping: bool,
+    /// Whether every I/O had ended when it stopped.
+    all_ended: bool,
 }
 
 /// What a worker is made of besides its rooms.
@@ -133,6 +163,8 @@ pub struct Ended {
     pub total_frames: usize,
     /// Frames that it had back at the end.
     pub recovered_frames: usize,
+    /// Whether every I/O had ended.
+    pub all_ended: bool,
 }
 
 impl Worker {
@@ -152,6 +184,7 @@ impl Worker {
             counters,
             greet_at_ns: 0,
             stopping: false,
+            all_ended: true,
         }
     }
 
@@ -162,6 +195,7 @@ impl Worker {
         let packets = self.network.turn(now_ns, &mut self.free);
         let between_ns = if packets > 0 { clock::now_ns() } else { now_ns };
         let ios = self.storage.turn(between_ns);
+        self.let_go(now_ns);
         self.counters.turns.add(1);
         found |= packets + ios > 0;
         if found {
@@ -200,7 +234,7 @@ impl Worker {
                 }
             }
         }
-        self.storage.close(&mut self.free);
+        self.all_ended = self.storage.close(&mut self.free);
         self
     }
 
@@ -213,7 +247,11 @@ impl Worker {
     pub fn end(mut self) -> Ended {
         self.network.close(&mut self.free);
         self.counters.free_frames.set(self.free.len() as u64);
-        Ended { total_frames: self.share_frames, recovered_frames: self.free.len() }
+        Ended {
+            total_frames: self.share_frames,
+            recovered_frames: self.free.len(),
+            all_ended: self.all_ended,
+        }
     }
 
     fn mail(&mut self, now_ns: u64) -> bool {
@@ -224,8 +262,15 @@ impl Worker {
                 self.greet_at_ns = self.greet_at_ns.min(now_ns + GREET_SOON_NS);
                 self.retire(Retired::Tables(old));
             }
-            Message::Port(queue, mut port) => {
-                std::mem::swap(self.network.port_mut(queue.into()), &mut *port);
+            Message::AddPort(mut parts) => {
+                self.network.add_port(&mut parts);
+                self.retire(Retired::Parts(parts));
+            }
+            Message::RemovePort(parts) => self.network.remove_port(parts),
+            Message::Port(id, nth, mut port) => {
+                if let Some(old) = self.network.queue_mut(id, nth.into()) {
+                    std::mem::swap(old, &mut *port);
+                }
                 self.greet_at_ns = 0;
                 self.retire(Retired::Port(port));
             }
@@ -235,9 +280,42 @@ impl Worker {
                 }
                 self.retire(Retired::Frames(frames));
             }
+            Message::TakeFrames(mut list, count) => {
+                let is_enough = self.free.len() >= count as usize;
+                for _ in 0..if is_enough { count } else { 0 } {
+                    self.free.take().into_iter().for_each(|frame| list.give(frame));
+                }
+                self.retire(Retired::Frames(list));
+            }
+            Message::AddVolume(slot) => self.storage.add_volume(slot),
+            Message::RemoveVolume(number) => self.storage.remove_volume(number),
+            Message::AddUser(number, user) => self.storage.add_user(number, user),
+            Message::RemoveUser(number, owner) => self.storage.remove_user(number, owner, now_ns),
+            Message::ListOthers(number, owner, others) => {
+                let before = self.storage.list_others(number, owner, others);
+                self.retire(Retired::Listed(before));
+            }
             Message::Stop => self.stopping = true,
         }
         true
+    }
+
+    /// Gives back what was to leave and has nothing left to do.
+    #[inline]
+    fn let_go(&mut self, now_ns: u64) {
+        // With a full way back it waits, rather than being freed here.
+        if !self.is_leaving() || self.retired.is_full() {
+            return;
+        }
+        if let Some(parts) = self.network.left(&mut self.free) {
+            self.retire(Retired::Parts(parts));
+        } else if let Some(left) = self.storage.left(now_ns, &mut self.free) {
+            self.retire(Retired::Storage(left));
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.network.is_leaving() || self.storage.is_leaving()
     }
 
     fn retire(&self, what: Retired) {
@@ -279,7 +357,7 @@ impl Worker {
         self.poll.add(self.bell.fd().as_raw_fd(), false);
         self.network.add_fds(&mut self.poll);
         self.storage.add_fds(&mut self.poll);
-        let backlog = self.network.has_backlog();
+        let backlog = self.network.has_backlog() || self.is_leaving();
         // An error (a descriptor table too small, no memory) only costs the sleep.
         let _ = self.poll.wait(match (self.network.must_poll(), backlog) {
             (true, _) => SLEEP_POLL,

@@ -3,6 +3,8 @@
 //! Conservation: every packet received here leaves through `tx`, crosses to a peer, is held for
 //! an unresolved next hop, or ends with a counted reason.
 
+use crate::config::diff::PORT_NUMBERS_MAX;
+use crate::config::plan::WORKER_QUEUES_MAX;
 use crate::counters::PortCounters;
 use crate::drop::DropReason;
 use crate::packet::{BURST, Burst, Packet, PortId};
@@ -21,6 +23,9 @@ pub const HELD: usize = 48;
 /// For how long a packet is held.
 pub const HELD_NS: u64 = 3_000_000_000;
 
+/// Queues that a worker has room for: those of a plan, and those of the plan that replaces it.
+const QUEUES_MAX: usize = 2 * WORKER_QUEUES_MAX;
+
 /// Where packets for a port go from this worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -28,6 +33,8 @@ pub enum Exit {
     Queue(u16),
     /// The worker (index) that owns a queue of that port.
     Peer(u16),
+    /// No port has the number.
+    Nowhere,
 }
 
 /// One port queue that the worker owns.
@@ -47,6 +54,20 @@ impl Queue {
     }
 }
 
+/// A port for one worker: control makes it, the worker takes out what it is to use. The same
+/// travels back when a port is removed, with what the worker no longer uses.
+#[derive(Debug)]
+pub struct PortParts {
+    /// The port's number.
+    pub id: PortId,
+    /// Where this worker counts for it.
+    pub counters: Arc<PortCounters>,
+    /// The worker that other workers send the port's packets to.
+    pub owner: u16,
+    /// The queues that this worker owns.
+    pub queues: Vec<Queue>,
+}
+
 /// Ports, switch and peers of one worker.
 #[derive(Debug)]
 pub struct Network {
@@ -57,6 +78,12 @@ pub struct Network {
     held: ArrayVec<Held, HELD>,
     /// By port number: this worker's counts, its own so that each has one writer.
     counters: Vec<Arc<PortCounters>>,
+    /// What a number counts with that no port has had yet.
+    nobody: Arc<PortCounters>,
+    /// The port that leaves once the packets that were decided for it have arrived.
+    leaving: Option<Box<PortParts>>,
+    /// For the port that leaves: packets that each peer had sent when it began to.
+    under_way: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -69,14 +96,82 @@ struct Held {
 impl Network {
     /// `exits` and `counters` are indexed by port number, `peers` by worker (`None` for itself).
     pub fn new(
-        queues: Vec<Queue>,
-        exits: Vec<Exit>,
+        mut queues: Vec<Queue>,
+        mut exits: Vec<Exit>,
         peers: Vec<Option<Peer>>,
         switch: Switch,
-        counters: Vec<Arc<PortCounters>>,
+        mut counters: Vec<Arc<PortCounters>>,
     ) -> Network {
         assert_eq!(exits.len(), counters.len());
-        Network { queues, exits, peers, switch, held: ArrayVec::new(), counters }
+        queues.reserve_exact(QUEUES_MAX.saturating_sub(queues.len()));
+        exits.reserve_exact(PORT_NUMBERS_MAX.saturating_sub(exits.len()));
+        counters.reserve_exact(PORT_NUMBERS_MAX.saturating_sub(counters.len()));
+        Network {
+            queues,
+            exits,
+            under_way: vec![0; peers.len()],
+            peers,
+            switch,
+            held: ArrayVec::new(),
+            counters,
+            nobody: Arc::default(),
+            leaving: None,
+        }
+    }
+
+    /// Takes a port in. Nothing leads to it before tables that know it.
+    pub fn add_port(&mut self, parts: &mut PortParts) {
+        let number = usize::from(parts.id.0);
+        assert!(number < PORT_NUMBERS_MAX && self.queues.len() + parts.queues.len() <= QUEUES_MAX);
+        while self.exits.len() <= number {
+            self.exits.push(Exit::Nowhere);
+            self.counters.push(Arc::clone(&self.nobody));
+        }
+        std::mem::swap(&mut self.counters[number], &mut parts.counters);
+        self.exits[number] = Exit::Peer(parts.owner);
+        self.queues.append(&mut parts.queues);
+        self.find_exits();
+    }
+
+    /// Begins to remove a port that no worker's tables know any more. `parts` come back from
+    /// [`left`](Self::left) when everything that was decided for it has been sent.
+    pub fn remove_port(&mut self, parts: Box<PortParts>) {
+        assert!(self.leaving.is_none(), "control removes one port at a time");
+        for (count, peer) in self.under_way.iter_mut().zip(&self.peers) {
+            *count = peer.as_ref().map_or(0, Peer::waiting);
+        }
+        self.leaving = Some(parts);
+    }
+
+    /// The port that has left, with its queues, to be closed elsewhere.
+    pub fn left(&mut self, free: &mut FreeList) -> Option<Box<PortParts>> {
+        if self.leaving.is_none() || self.under_way.iter().any(|count| *count > 0) {
+            return None;
+        }
+        let mut parts = self.leaving.take()?;
+        while let Some(index) = self.queues.iter().position(|queue| queue.id == parts.id) {
+            let mut queue = self.queues.remove(index);
+            queue.port.tx(&mut queue.out, free);
+            for packet in std::mem::take(&mut queue.out) {
+                self.drop(packet, DropReason::PortDown, free);
+            }
+            parts.queues.push(queue);
+        }
+        self.exits[usize::from(parts.id.0)] = Exit::Nowhere;
+        self.find_exits();
+        Some(parts)
+    }
+
+    /// Whether a port is leaving.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// Own queues come first: for a port with several here, the first of them.
+    fn find_exits(&mut self) {
+        for (index, queue) in self.queues.iter().enumerate().rev() {
+            self.exits[usize::from(queue.id.0)] = Exit::Queue(index as u16);
+        }
     }
 
     /// One round: receive, decide, send. Returns the packets moved.
@@ -142,8 +237,13 @@ impl Network {
         self.peers.iter().flatten().any(Peer::is_waiting)
     }
 
-    /// The way in and out of queue `index`: to put another one there, or for whoever is the far
-    /// side of a port in memory.
+    /// The way in and out of the `nth` own queue of a port, to put another one there.
+    pub fn queue_mut(&mut self, port: PortId, nth: usize) -> Option<&mut AnyPort> {
+        let own = self.queues.iter_mut().filter(|queue| queue.id == port);
+        own.map(|queue| &mut queue.port).nth(nth)
+    }
+
+    /// The way in and out of queue `index`, for whoever is the far side of a port in memory.
     pub fn port_mut(&mut self, index: usize) -> &mut AnyPort {
         &mut self.queues[index].port
     }
@@ -230,6 +330,7 @@ impl Network {
                     self.drop(packet, DropReason::PeerQueueFull, free);
                 }
             }
+            Exit::Nowhere => self.drop(packet, DropReason::PortDown, free),
         }
     }
 
@@ -239,6 +340,7 @@ impl Network {
             for _ in 0..BURST {
                 let next = self.peers[worker].as_mut().and_then(Peer::receive);
                 let Some((packet, port)) = next else { break };
+                self.under_way[worker] = self.under_way[worker].saturating_sub(1);
                 // Decided by the other worker: `port` is one of ours.
                 self.push(packet, port, free);
                 moved += 1;

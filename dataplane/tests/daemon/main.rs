@@ -7,6 +7,7 @@
 #[path = "../netns/mod.rs"]
 mod netns;
 
+mod apply;
 mod clean;
 mod crash;
 mod disk;

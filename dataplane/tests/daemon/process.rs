@@ -129,6 +129,20 @@ impl Daemon {
         assert!(log.trim_end().ends_with("stopped"), "{log}");
         log
     }
+
+    /// The same where applies were refused, which are errors in the log.
+    #[track_caller]
+    pub fn stop_having_refused(mut self, signal: Signal) {
+        self.signal(signal);
+        let status = self.wait();
+        let log = self.log();
+        assert_eq!(status.code(), Some(0), "{log}");
+        for word in ["did not come back", "panicked", " WARN "] {
+            assert!(!log.contains(word), "{log}");
+        }
+        let errors = log.lines().filter(|line| line.contains(" ERROR "));
+        errors.for_each(|line| assert!(line.contains("nothing was changed: "), "{line}"));
+    }
 }
 
 impl Drop for Daemon {

@@ -243,6 +243,23 @@ impl Daemon {
         self.wait();
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// As [`stop`](Self::stop) where applies were refused, which are errors in the log.
+    #[track_caller]
+    pub fn stop_having_refused(mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        let log = self.log();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(!log.contains("did not come back") && !log.contains("panicked"), "{log}");
+        let errors = log.lines().filter(|line| line.contains(" ERROR "));
+        errors.for_each(|line| assert!(line.contains("nothing was changed: "), "{line}"));
+    }
+
     /// Stops it by SIGTERM: it must end well and have every frame back. Gives its log.
     #[track_caller]
     pub fn stop(mut self) -> String {

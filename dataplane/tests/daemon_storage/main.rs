@@ -4,6 +4,7 @@
 //!
 //! Needs root for one small file system that a test mounts.
 
+mod apply;
 mod full;
 mod guest;
 mod host;

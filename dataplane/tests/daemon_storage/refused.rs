@@ -103,11 +103,3 @@ fn files_that_are_missing_or_odd() {
     std::fs::write(scratch.path("mine.img"), [0; 700]).unwrap();
     refuse(&scratch, &text, "mine.img has 700 bytes, which is not a multiple");
 }
-
-#[test]
-fn too_little_memory_for_an_export() {
-    let scratch = Scratch::new();
-    let text = others() + &export("ram", NQN, address());
-    let host = Host::with_top(&scratch, "c", "region_mib = 4", "[[worker]]\ncore = 0", &text);
-    refuse_host(&scratch, &host, "frames of 4 KiB and its worker has 1024; raise `region_mib`");
-}

@@ -58,7 +58,7 @@ impl Server {
         let mut mem = Mem::new(geometry, false).unwrap();
         let config = config(32, identity);
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
-        let (mut export, door) = Export::new(&config, &mem, &mut free).unwrap();
+        let (mut export, door) = Export::new(&config, mem.geometry(), &mut free).unwrap();
         assert_eq!(free.len(), 0);
         let counters = export.counters();
         let stop = Arc::new(AtomicBool::new(false));

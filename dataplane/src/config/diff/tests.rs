@@ -138,6 +138,15 @@ fn what_two_may_not_have_at_once_is_refused_by_name() {
         "\"data\", as it is now, has it locked",
     );
     refused("'data'", "'base'", "volume \"base\" cannot be opened on /data.img while \"data\"");
+    let far = |name: &str, nsid: u32| {
+        plan(&format!(
+            "[[volume]]\nname = '{name}'\nkind = 'remote'\naddress = '192.0.2.2:4420'\n\
+             nqn = 'nqn.2025-01.org.example:far'\nnsid = {nsid}\n"
+        ))
+    };
+    let refusals = Difference::between(&far("far", 1), &far("far", 2)).refusals;
+    assert!(refusals[0].contains("\"far\" cannot be connected to nqn"), "{refusals:?}");
+    assert!(Difference::between(&far("far", 1), &far("near", 2)).refusals.is_empty());
     assert!(with("'ob-web'", "'ob-www'").refusals.is_empty());
     assert!(with("/data.img", "/base.img").refusals.is_empty());
 }

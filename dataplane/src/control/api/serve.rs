@@ -1,6 +1,8 @@
 //! One thread, all clients, no waiting for any of them.
 
+use super::apply::{APPLY_BYTES_MAX, APPLY_DEADLINE, Answered, Desk};
 use super::{Answer, CLIENT_DEADLINE, CLIENTS_MAX, REQUEST_BYTES_MAX, Request, Source, What};
+use crossbeam::channel::{Receiver, TryRecvError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,18 +11,28 @@ use std::time::{Duration, Instant};
 /// How long the thread rests when the process has no descriptor left to accept with.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether control has an answer.
+const ANSWER_LOOK: Duration = Duration::from_millis(10);
+/// Bytes that are received at once.
+const CHUNK_BYTES: usize = 16 << 10;
+
 /// The thread's state.
 pub(super) struct Server {
     listener: UnixListener,
     /// Ends the thread when its other end closes.
     stopped: UnixStream,
     source: Box<dyn Source>,
+    desk: Desk,
     clients: Vec<Client>,
 }
 
 /// A connection between two requests or within one.
 struct Client {
     stream: UnixStream,
+    /// Whether it may apply: root, or the daemon's own user.
+    is_trusted: bool,
+    /// What control is to answer.
+    asked: Option<Receiver<Answered>>,
     /// Bytes of the request so far.
     request: Vec<u8>,
     /// Bytes of the answer that are still to be sent; while there are any, nothing is read.
@@ -41,8 +53,9 @@ impl Server {
         listener: UnixListener,
         stopped: UnixStream,
         source: Box<dyn Source>,
+        desk: Desk,
     ) -> Server {
-        Server { listener, stopped, source, clients: Vec::new() }
+        Server { listener, stopped, source, desk, clients: Vec::new() }
     }
 
     pub(super) fn run(mut self) {
@@ -65,8 +78,9 @@ impl Server {
                 let fate = match ready {
                     // Both directions are closed: nobody would read an answer.
                     events if events.intersects(PollFlags::HUP | PollFlags::ERR) => Fate::Close,
+                    _ if client.asked.is_some() => client.look_for_answer(now),
                     events if !events.is_empty() || client.can_answer() => {
-                        client.turn(&*self.source, now)
+                        client.turn(&*self.source, &self.desk, now)
                     }
                     _ => Fate::Keep,
                 };
@@ -84,11 +98,19 @@ impl Server {
             PollFd::new(&self.listener, PollFlags::IN),
         ];
         for client in &self.clients {
-            let wanted = if client.answer.is_empty() { PollFlags::IN } else { PollFlags::OUT };
+            let wanted = match client.answer.is_empty() {
+                _ if client.asked.is_some() => PollFlags::empty(),
+                true => PollFlags::IN,
+                false => PollFlags::OUT,
+            };
             fds.push(PollFd::new(&client.stream, wanted));
         }
         let now = Instant::now();
-        let due = |client: &Client| if client.can_answer() { now } else { client.deadline };
+        let due = |client: &Client| match client.asked {
+            Some(_) => client.deadline.min(now + ANSWER_LOOK),
+            None if client.can_answer() => now,
+            None => client.deadline,
+        };
         let nearest = self.clients.iter().map(due).min();
         let timeout = nearest.map(|deadline| {
             let left = deadline.saturating_duration_since(now);
@@ -125,14 +147,16 @@ impl Server {
             self.clients.swap_remove(index);
         }
         let mut client = Client {
+            is_trusted: is_trusted(&stream),
             stream,
+            asked: None,
             request: Vec::new(),
             answer: Vec::new(),
             sent_bytes: 0,
             deadline: now + CLIENT_DEADLINE,
         };
         // A request usually is there already: it is served before another client can push it out.
-        if client.turn(&*self.source, now) == Fate::Keep {
+        if client.turn(&*self.source, &self.desk, now) == Fate::Keep {
             self.clients.push(client);
         }
     }
@@ -148,12 +172,12 @@ struct Ready {
 impl Client {
     /// Whether a whole request waits for its answer.
     fn can_answer(&self) -> bool {
-        self.answer.is_empty() && self.request.contains(&b'\n')
+        self.answer.is_empty() && self.asked.is_none() && self.request.contains(&b'\n')
     }
 
     /// Sends what is left of an answer, or receives; answers one request at most, so that many
     /// requests of one client do not delay another's.
-    fn turn(&mut self, source: &dyn Source, now: Instant) -> Fate {
+    fn turn(&mut self, source: &dyn Source, desk: &Desk, now: Instant) -> Fate {
         if !self.answer.is_empty() {
             return self.send(now);
         }
@@ -163,14 +187,39 @@ impl Client {
         let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
             return self.check_length(now);
         };
-        self.answer = line(&reply(&self.request[..end], source));
+        match reply(&self.request[..end], source, desk, self.is_trusted) {
+            Reply::Now(answer) => self.answer = line(&answer),
+            Reply::Later(asked) => {
+                self.asked = Some(asked);
+                self.deadline = now + APPLY_DEADLINE;
+            }
+        }
         self.request.drain(..=end);
+        if self.asked.is_some() { Fate::Keep } else { self.send(now) }
+    }
+
+    /// Sends control's answer once it is there.
+    fn look_for_answer(&mut self, now: Instant) -> Fate {
+        let answer = match self.asked.as_ref().map(Receiver::try_recv) {
+            Some(Ok(Ok(report))) => Answer::Apply(report),
+            Some(Ok(Err(wrong))) => Answer::Error(wrong),
+            Some(Err(TryRecvError::Empty)) => return Fate::Keep,
+            Some(Err(TryRecvError::Disconnected)) => Answer::Error("the daemon stops".into()),
+            None => return Fate::Keep,
+        };
+        self.asked = None;
+        self.answer = line(&answer);
         self.send(now)
     }
 
+    /// The longest request of this client.
+    fn bytes_max(&self) -> usize {
+        if self.is_trusted { APPLY_BYTES_MAX } else { REQUEST_BYTES_MAX }
+    }
+
     fn receive(&mut self) -> Fate {
-        let mut chunk = [0; REQUEST_BYTES_MAX];
-        let room = REQUEST_BYTES_MAX - self.request.len();
+        let mut chunk = [0; CHUNK_BYTES];
+        let room = (self.bytes_max() - self.request.len()).min(CHUNK_BYTES);
         match self.stream.read(&mut chunk[..room]) {
             Ok(0) => Fate::Close,
             Ok(count) => {
@@ -183,10 +232,11 @@ impl Client {
 
     /// A request that fills the buffer without ending is too long.
     fn check_length(&mut self, now: Instant) -> Fate {
-        if self.request.len() < REQUEST_BYTES_MAX {
+        let most = self.bytes_max();
+        if self.request.len() < most {
             return Fate::Keep;
         }
-        let what = format!("a request has at most {REQUEST_BYTES_MAX} bytes");
+        let what = format!("a request has at most {most} bytes");
         self.answer = line(&Answer::Error(what));
         let _ = self.send(now);
         Fate::Close
@@ -214,11 +264,30 @@ fn fate_of(error: &io::Error) -> Fate {
     }
 }
 
-/// The answer to one request.
-fn reply(request: &[u8], source: &dyn Source) -> Answer {
+/// Whether the other end is root or runs as the same user as this process.
+fn is_trusted(stream: &UnixStream) -> bool {
+    let peer = rustix::net::sockopt::socket_peercred(stream).map(|peer| peer.uid);
+    peer.is_ok_and(|uid| uid.is_root() || uid == rustix::process::geteuid())
+}
+
+/// The answer to one request, or who will give it.
+enum Reply {
+    Now(Answer),
+    Later(Receiver<Answered>),
+}
+
+fn reply(request: &[u8], source: &dyn Source, desk: &Desk, is_trusted: bool) -> Reply {
+    let refuse = |what: &str| Reply::Now(Answer::Error(what.to_string()));
     match serde_json::from_slice(request) {
-        Ok(Request { get: What::Stats }) => Answer::Stats(source.snapshot()),
-        Err(_) => Answer::Error(r#"not understood; ask {"get":"stats"}"#.to_string()),
+        Ok(Request::Get { get: What::Stats }) => Reply::Now(Answer::Stats(source.snapshot())),
+        Ok(Request::Apply { .. }) if !is_trusted => {
+            refuse("only root and the daemon's own user may apply a configuration")
+        }
+        Ok(Request::Apply { apply }) => match desk.put(apply) {
+            Some(asked) => Reply::Later(asked),
+            None => refuse("another apply is being done; try again when it has ended"),
+        },
+        Err(_) => refuse(r#"not understood; ask {"get":"stats"}, or {"apply":{…}}"#),
     }
 }
 
@@ -237,7 +306,11 @@ mod tests {
     fn any_line_gets_one_line() {
         let source = || Stats { instance: "a\nb".into(), ..Stats::default() };
         bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
-            let line = line(&reply(bytes, &source));
+            let answer = match reply(bytes, &source, &Desk::default(), true) {
+                Reply::Now(answer) => answer,
+                Reply::Later(_) => return,
+            };
+            let line = line(&answer);
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             assert!(serde_json::from_slice::<Answer>(&line).is_ok());
         });
@@ -246,7 +319,8 @@ mod tests {
     #[test]
     fn only_the_whole_request_is_understood() {
         let source = Stats::default;
-        let understood = |text: &str| matches!(reply(text.as_bytes(), &source), Answer::Stats(_));
+        let answer = |text: &str| reply(text.as_bytes(), &source, &Desk::default(), true);
+        let understood = |text: &str| matches!(answer(text), Reply::Now(Answer::Stats(_)));
         assert!(understood(r#"{"get":"stats"}"#) && understood(" { \"get\" : \"stats\" } \r"));
         for wrong in ["", "{}", r#"{"get":"x"}"#, r#"{"get":"stats","x":1}"#, "stats", "[]"] {
             assert!(!understood(wrong), "{wrong}");

@@ -17,7 +17,7 @@ mod pool;
 pub use counters::{End, ExportCounters};
 pub use pool::GUARANTEED_FRAMES;
 
-use super::{BlockDevice, Done, Io, Op, Status, Tag};
+use super::{BlockDevice, Done, Geometry, Io, Op, Status, Tag};
 use arrayvec::ArrayVec;
 use connection::{Connection, Work};
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
@@ -133,6 +133,16 @@ impl Door {
     }
 }
 
+/// Subsystems by name and address, for [`Export::list_others`]; names that are none are left out.
+pub fn entries<'a>(
+    others: impl IntoIterator<Item = (&'a str, SocketAddr)>,
+) -> Vec<discovery::Entry> {
+    let entry = |(name, address)| {
+        Nqn::from(name).ok().map(|subsystem| discovery::Entry { subsystem, address })
+    };
+    others.into_iter().filter_map(entry).collect()
+}
+
 /// A volume served to other hosts.
 #[derive(Debug)]
 pub struct Export {
@@ -165,10 +175,10 @@ pub struct Export {
 const BELL: u64 = u64::MAX;
 
 impl Export {
-    /// Serves `volume`; takes its buffers from `free`.
+    /// Serves a volume of this geometry; takes its buffers from `free`.
     pub fn new(
         config: &ExportConfig,
-        volume: &impl BlockDevice,
+        geometry: Geometry,
         free: &mut FreeList,
     ) -> Result<(Export, Door), ExportError> {
         let name = Nqn::from(&config.nqn).ok().filter(|nqn| !nqn.is_empty() && !nqn.contains('\0'));
@@ -180,7 +190,6 @@ impl Export {
         if free.len() < needed as usize {
             return Err(ExportError::Frames { nqn: config.nqn.clone(), needed, free: free.len() });
         }
-        let geometry = volume.geometry();
         let namespace = Namespace {
             block_bytes: geometry.block_bytes,
             blocks: geometry.blocks,
@@ -218,6 +227,23 @@ impl Export {
             counters: Arc::clone(&counters),
         };
         Ok((export, Door { sender, bell, counters }))
+    }
+
+    /// `Tag::owner` of its I/Os.
+    pub fn owner(&self) -> u16 {
+        self.owner
+    }
+
+    /// As [`poll`](Self::poll) for an export that leaves: nothing is accepted or received any
+    /// more, what came before goes on. Returns commands moved.
+    pub fn finish(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> usize {
+        self.retry(now_ns, volume)
+    }
+
+    /// Whether every command that came has ended and every answer is sent.
+    pub fn is_quiet(&self) -> bool {
+        let is_quiet = |it: &Connection| it.running() == 0 && !(it.is_open() && it.has_output());
+        self.backlog.is_empty() && self.connections.iter().all(is_quiet)
     }
 
     /// What it counts.
@@ -262,13 +288,10 @@ impl Export {
         moved
     }
 
-    /// Lists these subsystems, by name and address, beside this one to hosts that ask for
-    /// discovery; names that are none are left out.
-    pub fn list_others<'a>(&mut self, others: impl IntoIterator<Item = (&'a str, SocketAddr)>) {
-        let entry = |(name, address)| {
-            Nqn::from(name).ok().map(|subsystem| discovery::Entry { subsystem, address })
-        };
-        self.subsystem.list_others(others.into_iter().filter_map(entry).collect());
+    /// Lists these subsystems beside this one to hosts that ask for discovery; gives back those
+    /// that it listed before.
+    pub fn list_others(&mut self, others: Vec<discovery::Entry>) -> Vec<discovery::Entry> {
+        self.subsystem.list_others(others)
     }
 
     /// Refuses hosts that do not ask for at least these digests.

@@ -248,10 +248,10 @@ impl Subsystem {
     }
 
     /// Lists these subsystems, beside this one, to hosts that ask for discovery: those that listen
-    /// at the address that the host has connected to.
-    pub fn list_others(&mut self, others: Vec<discovery::Entry>) {
-        self.others = others;
+    /// at the address that the host has connected to. Gives back those from before.
+    pub fn list_others(&mut self, others: Vec<discovery::Entry>) -> Vec<discovery::Entry> {
         self.generation += 1;
+        std::mem::replace(&mut self.others, others)
     }
 
     /// The limits it was made with.

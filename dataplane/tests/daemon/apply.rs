@@ -1,0 +1,287 @@
+//! Ports, private networks and routes that come, change and go while others have traffic, of
+//! which not one packet may be lost; and applies that fail and change nothing.
+
+use crate::process::{Daemon, OUTBOARD, until};
+use crate::world::{GATEWAY, Host, Options, Tenant, World};
+use rustix::process::Signal;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+/// Echo requests of one flow, and the time between them.
+const ECHOES: &str = "3000";
+const EVERY_S: &str = "0.005";
+/// Applies under traffic, at least.
+const ROUNDS: usize = 20;
+
+/// What comes and goes beside the tenants of the world.
+const MORE: &str = "
+[[vpc]]
+name = 'pink'
+vni = 400
+gateway = '10.0.0.254'
+[[vpc.route]]
+to = '10.0.1.0/24'
+via = '192.0.2.77'
+[[port]]
+name = 'extra'
+interface = 'extra'
+vpc = 'pink'
+address = '10.0.0.1/24'
+worker = 1
+[[volume]]
+name = 'ram'
+kind = 'mem'
+size = '1MiB'
+[[disk]]
+name = 'vda'
+volume = 'ram'
+socket = 'SCRATCH/extra.sock'
+";
+
+/// Echo requests that run by themselves.
+struct Flow(Child);
+
+impl Flow {
+    fn start(from: &Tenant, to: IpAddr) -> Flow {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", from.netns.name(), "ping", "-q", "-W", "5"]);
+        command.args(["-i", EVERY_S, "-c", ECHOES]).arg(to.to_string());
+        Flow(command.stdout(Stdio::piped()).spawn().expect("ping runs"))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    /// What ping says at its end: nothing may be missing.
+    #[track_caller]
+    fn lost_nothing(mut self) {
+        let mut said = String::new();
+        let mut out = self.0.stdout.take().unwrap();
+        std::io::Read::read_to_string(&mut out, &mut said).unwrap();
+        let all = format!("{ECHOES} packets transmitted, {ECHOES} received");
+        assert!(said.contains(&all), "{said}");
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A configuration without the tables of this kind and name, and what belongs to them.
+fn without(text: &str, kind: &str, name: &str) -> String {
+    let mut kept = String::new();
+    let mut drops = false;
+    for (index, piece) in text.split("[[").enumerate() {
+        let is_route = piece.starts_with("vpc.route]]");
+        if !is_route {
+            let is_kind = piece.starts_with(&format!("{kind}]]"));
+            drops = is_kind && piece.contains(&format!("name = '{name}'\n"));
+        }
+        if !drops {
+            kept += if index == 0 { "" } else { "[[" };
+            kept += piece;
+        }
+    }
+    kept
+}
+
+impl World {
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.scratch.0.join(name);
+        let text = text.replace("SCRATCH", &self.scratch.0.display().to_string());
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Host {
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.config).unwrap()
+    }
+
+    fn apply(&self, file: &PathBuf, more: &[&str]) -> Output {
+        let mut command = Command::new(OUTBOARD);
+        command.args(["apply", "--config"]).arg(file).args(more).output().expect("it runs")
+    }
+
+    #[track_caller]
+    fn applies(&self, file: &PathBuf) -> String {
+        let output = self.apply(file, &[]);
+        let (out, err) = (&output.stdout, &output.stderr);
+        let (out, err) = (String::from_utf8_lossy(out), String::from_utf8_lossy(err));
+        assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+        out.into_owned()
+    }
+
+    /// Everything of it that an apply may touch, from outside.
+    #[track_caller]
+    fn state(&self, daemon: &Daemon, world: &World) -> Vec<String> {
+        let mut all: Vec<String> =
+            names(self.pins()).into_iter().chain(names(&world.scratch.0)).collect();
+        let stats = daemon.stats();
+        all.extend(stats.ports.iter().map(|it| format!("port {} {}", it.name, it.mode)));
+        all.extend(stats.volumes.iter().map(|it| format!("volume {}", it.name)));
+        all.extend(stats.disks.iter().map(|it| format!("disk {}", it.name)));
+        all.extend(stats.exports.iter().map(|it| format!("export {}", it.nqn)));
+        let links = crate::netns::run("ip", &["-n", self.netns.name(), "-o", "link", "show"]);
+        let programs = links.lines().filter(|line| line.contains("xdp"));
+        all.extend(programs.filter_map(|line| Some(line.split(": ").nth(1)?.to_owned())));
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        all.push(format!("{} threads", tasks.count()));
+        let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+        all.push(format!("{} descriptors", files.count()));
+        all
+    }
+}
+
+fn names(path: impl AsRef<std::path::Path>) -> Vec<String> {
+    let entries = std::fs::read_dir(path).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn add_interface(host: &Host) {
+    host.netns.ip("link add extra type veth peer name extra-peer");
+    host.netns.ip("link set extra up");
+    host.netns.ip("link set extra-peer up");
+}
+
+#[test]
+fn what_does_not_differ_loses_no_packet() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    add_interface(&world.b);
+    let base = world.b.text();
+    let third = world.b.tenant("blue3");
+    let more = format!("{base}{MORE}");
+    let less = without(&without(&without(&base, "port", "red"), "vpc", "red"), "port", "green");
+    let moved = more.replace("10.0.0.1/24", "10.0.0.9/24").replace("192.0.2.77", "192.0.2.78");
+    let files = [("more", &more), ("moved", &moved), ("less", &less), ("base", &base)]
+        .map(|(name, text)| world.file(&format!("b-{name}.toml"), text));
+    let mut flows = [
+        Flow::start(near, far.address),
+        Flow::start(far, near.address),
+        Flow::start(third, near.address),
+    ];
+    let mut rounds = 0;
+    while rounds < ROUNDS || !flows.iter_mut().all(Flow::has_ended) {
+        let output = world.b.applies(&files[rounds % files.len()]);
+        assert!(output.ends_with("applied\n"), "{output}");
+        rounds += 1;
+    }
+    flows.into_iter().for_each(Flow::lost_nothing);
+    world.b.applies(&files[3]);
+    // What came back works, too.
+    let red = (world.a.tenant("red"), world.b.tenant("red"));
+    red.0.reaches(red.1.address);
+    red.1.reaches(GATEWAY);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+    crate::clean::nothing_is_left(&world, &world.b);
+}
+
+#[test]
+fn a_route_follows_an_apply_and_counts_go_on() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    let base = world.a.text();
+    let nowhere =
+        world.file("a-nowhere.toml", &base.replace("via = '192.0.2.2'", "via = '192.0.2.66'"));
+    let before = a.port("blue");
+    let shown = world.a.apply(&nowhere, &["--dry-run"]);
+    assert_eq!(shown.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(text.contains("~   vpc \"blue\" (in place)"), "{text}");
+    assert!(text.contains("= via 192.0.2.66 (was via 192.0.2.2)"), "{text}");
+    assert!(near.pings(far.address, "-c 3"), "a dry run changed something");
+    world.a.applies(&nowhere);
+    assert!(!near.pings(far.address, "-c 1"));
+    // The daemon's own file still says the old way.
+    a.signal(Signal::HUP);
+    near.reaches(far.address);
+    assert!(a.port("blue").rx_packets > before.rx_packets);
+    until("the log tells", || a.log().contains("applied: ~   vpc \"blue\"").then_some(()));
+    let json = world.a.apply(&world.a.config, &["--dry-run", "--json"]);
+    assert_eq!(json.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&json.stdout);
+    assert_eq!(text.trim(), r#"{"difference":{"changes":[],"refusals":[]},"outcome":"not_tried"}"#);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
+#[test]
+fn what_cannot_be_changes_nothing() {
+    let (world, a, b) = World::running(Options::default());
+    let base = world.b.text();
+    let more = format!("{base}{MORE}");
+    add_interface(&world.b);
+    let same = world.file("b-same.toml", &base);
+    let missing = more.replace("interface = 'extra'", "interface = 'nope'");
+    let narrow = more.replace("worker = 1\n[[volume]]", "mtu = 9000\n[[volume]]");
+    let taken = format!("{}/b.log", world.scratch.0.display());
+    let cases = [
+        (missing, "the interface nope of port \"extra\" does not exist"),
+        (narrow, "has an MTU of"),
+        (more.replace("SCRATCH/extra.sock", &taken), "b.log is not a socket"),
+        (more.replace("192.0.2.2'", "192.0.2.9'"), "does not have the address 192.0.2.9"),
+        (base.replace("'blue3'\ninterface", "'blue4'\ninterface"), "cannot be opened on blue3"),
+        (base.replace("region_mib = 32", "region_mib = 64"), "`region_mib` of [runtime] cannot"),
+    ];
+    let files: Vec<_> = (0..)
+        .zip(&cases)
+        .map(|(index, (text, words))| (world.file(&format!("b-{index}.toml"), text), words))
+        .collect();
+    let before = world.b.state(&b, &world);
+    let near = world.a.tenant("blue");
+    let mut flow = Flow::start(near, world.b.tenant("blue").address);
+    let mut rounds = 0;
+    while rounds < 2 || !flow.has_ended() {
+        for (file, words) in &files {
+            let refused = world.b.apply(file, &[]);
+            let stderr = String::from_utf8_lossy(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(1), "{words}: {stderr}");
+            assert!(stderr.contains(*words), "wanted `{words}`: {stderr}");
+            assert!(stderr.trim_end().ends_with("error: nothing was changed"), "{stderr}");
+            // The client's connection ends a moment later.
+            until(&format!("all is as before `{words}`"), || {
+                (world.b.state(&b, &world) == before).then_some(())
+            });
+            assert_eq!(world.b.apply(&same, &["--dry-run"]).status.code(), Some(0));
+        }
+        rounds += 1;
+    }
+    flow.lost_nothing();
+    world.all_reach();
+    a.stop(Signal::TERM);
+    b.stop_having_refused(Signal::TERM);
+}
+
+#[test]
+fn a_daemon_that_is_killed_in_the_middle_starts_again() {
+    let (world, a, mut b) = World::running(Options::default());
+    add_interface(&world.b);
+    let more = world.file("b-more.toml", &format!("{}{MORE}", world.b.text()));
+    for delay_ms in [0, 10, 40, 90, 150] {
+        let mut command = Command::new(OUTBOARD);
+        let command = command.args(["apply", "--config"]).arg(&more);
+        let mut apply = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        b.signal(Signal::KILL);
+        b.wait();
+        apply.wait().unwrap();
+        b = world.b.run();
+        world.all_reach();
+        assert!(!world.b.has_program("extra"), "a program was left on an interface");
+    }
+    world.b.applies(&more);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+    crate::clean::nothing_is_left(&world, &world.b);
+}
