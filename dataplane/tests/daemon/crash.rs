@@ -58,7 +58,16 @@ impl Drop for Watch {
 
 #[test]
 fn the_next_one_takes_over_from_one_that_was_killed() {
-    let (world, mut a, b) = World::running(Options::default());
+    takes_over(Options::default());
+}
+
+#[test]
+fn the_next_one_takes_over_from_one_that_was_killed_v6() {
+    takes_over(Options::v6());
+}
+
+fn takes_over(options: Options) {
+    let (world, mut a, b) = World::running(options);
     for _ in 0..2 {
         a.signal(Signal::KILL);
         a.wait();

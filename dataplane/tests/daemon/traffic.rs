@@ -2,7 +2,7 @@
 
 use crate::netns::{Namespace, run};
 use crate::process::until;
-use crate::world::{GATEWAY, JUMBO_MTU, Options, Tenant, World, pings};
+use crate::world::{Family, GATEWAY, JUMBO_MTU, Options, Tenant, World, pings};
 use rustix::process::Signal;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,13 +14,23 @@ const STREAM_BYTES: usize = 24 << 20;
 
 #[test]
 fn tenants_reach_each_other_and_their_gateways() {
-    let (world, a, b) = World::running(Options::default());
-    let jumbo = format!("-c 3 -M do -s {}", JUMBO_MTU - 28);
+    reach_each_other(Options::default());
+}
+
+#[test]
+fn tenants_reach_each_other_and_their_gateways_v6() {
+    reach_each_other(Options::v6());
+}
+
+fn reach_each_other(options: Options) {
+    let (world, a, b) = World::running(options);
+    let headers = if options.family == Family::V4 { 28 } else { 48 };
+    let jumbo = format!("-c 3 -M do -s {}", JUMBO_MTU - headers);
     let (blue_a, blue_b) = (world.a.tenant("blue"), world.b.tenant("blue"));
     assert!(blue_a.pings(blue_b.address, &jumbo) && blue_b.pings(blue_a.address, &jumbo));
     assert!(blue_a.pings(world.gateway, &jumbo));
     // One byte more does not fit, and the tenant's own kernel says so.
-    let too_big = format!("-c 1 -M do -s {}", JUMBO_MTU - 27);
+    let too_big = format!("-c 1 -M do -s {}", JUMBO_MTU - headers + 1);
     assert!(!blue_a.pings(blue_b.address, &too_big));
     // Between two tenants of one host, on one worker each.
     let blue3 = world.b.tenant("blue3");
@@ -167,7 +177,22 @@ pub fn exchange(server: &Namespace, address: IpAddr, client: &Namespace) {
 
 #[test]
 fn streams_arrive_whole() {
-    let (world, a, b) = World::running(Options::default());
+    streams(Options::default());
+}
+
+#[test]
+fn streams_arrive_whole_v6() {
+    streams(Options::v6());
+}
+
+#[test]
+fn streams_of_one_family_arrive_whole_in_the_other() {
+    streams(Options { underlay: Family::V4, ..Options::v6() });
+    streams(Options { underlay: Family::V6, ..Options::default() });
+}
+
+fn streams(options: Options) {
+    let (world, a, b) = World::running(options);
     for port in ["blue", "red"] {
         let (client, server) = (world.a.tenant(port), world.b.tenant(port));
         exchange(&server.netns, server.address, &client.netns);

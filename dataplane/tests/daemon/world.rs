@@ -195,6 +195,13 @@ pub struct Options {
     pub uplink_a: &'static str,
 }
 
+impl Options {
+    /// IPv6 inside and outside.
+    pub fn v6() -> Options {
+        Options { family: Family::V6, underlay: Family::V6, ..Options::default() }
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         let (family, underlay) = (Family::V4, Family::V4);
