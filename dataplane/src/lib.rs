@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod counters;
 pub mod drop;
+pub mod ledger;
 pub mod packet;
 pub mod port;
 pub mod switch;
