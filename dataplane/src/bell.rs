@@ -1,33 +1,31 @@
 //! How a sleeping worker is woken by another thread.
 //!
-//! The order that loses no wake-up: the sleeper does `arm`, then looks at every source once more,
-//! then waits on the bell's descriptor; a producer first publishes its message, then calls
-//! `ring`. Both sides put a sequentially consistent fence between their store and their load, so
-//! at least one of them sees the other (the store-buffering pattern).
+//! The order that loses no wake-up is [`outboard_dma::wake`]'s: the sleeper does `arm`, then looks
+//! at every source once more, then waits on the bell's descriptor; a producer first publishes its
+//! message, then calls `ring`.
 
 use outboard_dma::EventFd;
+use outboard_dma::wake::Announcement;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// One worker's bell.
 #[derive(Debug)]
 pub struct Bell {
-    armed: AtomicBool,
+    sleeper: Announcement,
     event: EventFd,
 }
 
 impl Bell {
     /// A silent bell; an error when the process is out of descriptors.
     pub fn new() -> std::io::Result<Bell> {
-        Ok(Bell { armed: AtomicBool::new(false), event: EventFd::new()? })
+        Ok(Bell { sleeper: Announcement::new(), event: EventFd::new()? })
     }
 
     /// Wakes the worker if it sleeps or is about to. Call after publishing the message. Costs a
     /// fence and a load while the worker is awake.
     #[inline]
     pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed) {
+        if self.sleeper.claim() {
             self.event.signal();
         }
     }
@@ -35,13 +33,12 @@ impl Bell {
     /// Announces that the worker is about to sleep. It must look at every source once more
     /// between this and waiting.
     pub fn arm(&self) {
-        self.armed.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.sleeper.make();
     }
 
     /// The worker is awake: takes the announcement back and silences the descriptor.
     pub fn disarm(&self) {
-        self.armed.store(false, Ordering::Relaxed);
+        self.sleeper.take_back();
         self.event.drain();
     }
 
@@ -55,7 +52,7 @@ impl Bell {
 mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     fn readable(bell: &Bell) -> bool {
         let mut fds = [PollFd::new(&bell.event, PollFlags::IN)];

@@ -15,3 +15,6 @@ pub mod switch;
 pub mod virtio;
 pub mod volume;
 pub mod worker;
+
+/// `dataplane/order` compiles the files that name it once more, against loom's.
+use std::sync::atomic as sync;

@@ -27,6 +27,8 @@ mod segment;
 mod sigbus;
 mod sigsys;
 pub mod socket;
+mod sync;
+pub mod wake;
 mod window;
 mod xsk;
 

@@ -6,16 +6,21 @@
 //! does so with Release after touching the entries, and reads the other's with Acquire before
 //! (Linux `Documentation/networking/af_xdp.rst`; `net/xdp/xsk_queue.h`).
 
+use crate::sync::{AtomicU32, Ordering, Slot};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where a ring's shared words and entries are.
 #[derive(Debug)]
-pub(crate) struct Words<T> {
+pub struct Words<T> {
+    /// The cursor of the side that writes entries.
     pub producer: NonNull<AtomicU32>,
+    /// The cursor of the side that reads them.
     pub consumer: NonNull<AtomicU32>,
+    /// The kernel's flags.
     pub flags: NonNull<AtomicU32>,
-    pub entries: NonNull<T>,
+    /// The first entry.
+    pub entries: NonNull<Slot<T>>,
+    /// How many there are.
     pub size: u32,
 }
 
@@ -30,9 +35,9 @@ impl<T: Copy> Words<T> {
         unsafe { self.consumer.as_ref() }
     }
 
-    fn entry(&self, cursor: u32) -> NonNull<T> {
+    fn entry(&self, cursor: u32) -> &Slot<T> {
         // SAFETY: the masked index is below `size`, the number of mapped entries.
-        unsafe { self.entries.add((cursor & (self.size - 1)) as usize) }
+        unsafe { self.entries.add((cursor & (self.size - 1)) as usize).as_ref() }
     }
 
     fn flags(&self) -> u32 {
@@ -43,7 +48,7 @@ impl<T: Copy> Words<T> {
 
 /// The side that writes entries (fill and tx rings).
 #[derive(Debug)]
-pub(crate) struct Producer<T> {
+pub struct Producer<T> {
     words: Words<T>,
     next: u32,
     end: u32,
@@ -106,7 +111,7 @@ impl<T: Copy> Producer<T> {
 
 /// The side that reads entries (rx and completion rings).
 #[derive(Debug)]
-pub(crate) struct Consumer<T> {
+pub struct Consumer<T> {
     words: Words<T>,
     next: u32,
     end: u32,

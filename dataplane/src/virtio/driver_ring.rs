@@ -3,10 +3,11 @@
 //!
 //! Descriptors are written by index: which of them are free is the caller's bookkeeping.
 
-use crate::virtio::queue::{QueueSetup, need_event};
+use crate::virtio::notify::Wish;
+use crate::virtio::queue::QueueSetup;
 use outboard_dma::{GuestError, GuestMemory, Window};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 /// The chain goes on at the descriptor's `next`.
 pub const DESC_NEXT: u16 = 1;
@@ -104,13 +105,8 @@ impl DriverRing {
         self.available.store_u16(2, index, Ordering::Release);
         self.published = index;
         self.next_available = index;
-        fence(Ordering::SeqCst);
-        if self.setup.event_idx {
-            let at = 4 + usize::from(self.setup.size) * 8;
-            need_event(self.used.load_u16(at, Ordering::Relaxed), index, before)
-        } else {
-            self.used.load_u16(0, Ordering::Relaxed) & 1 == 0
-        }
+        let kicks = Wish::of_device(self.setup.size, self.setup.event_idx);
+        kicks.is_due(&self.used, Some(before), index)
     }
 
     /// The next chain that the device gave back: its head and the bytes written to it.
@@ -136,14 +132,11 @@ impl DriverRing {
 
     /// Asks the device to call, or not to; `true` when something came back meanwhile.
     pub fn want_calls(&mut self, wanted: bool) -> bool {
-        if self.setup.event_idx {
-            let event = if wanted { self.next_used } else { self.next_used.wrapping_sub(1) };
-            let at = 4 + usize::from(self.setup.size) * 2;
-            self.available.store_u16(at, event, Ordering::Relaxed);
-        } else {
-            self.available.store_u16(0, u16::from(!wanted), Ordering::Relaxed);
+        let calls = Wish::of_driver(self.setup.size, self.setup.event_idx);
+        match wanted {
+            true => calls.ask(&self.available, self.next_used),
+            false => calls.decline(&self.available, self.next_used),
         }
-        fence(Ordering::SeqCst);
         self.used.load_u16(2, Ordering::Acquire) != self.next_used
     }
 }

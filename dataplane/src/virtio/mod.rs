@@ -6,5 +6,6 @@ pub mod driver_ring;
 pub mod fault;
 pub mod inflight;
 pub mod mailbox;
+pub mod notify;
 pub mod queue;
 pub mod vhost_user;

@@ -13,11 +13,12 @@
 
 use crate::virtio::fault::QueueFault;
 use crate::virtio::inflight::{Inflight, InflightError};
+use crate::virtio::notify::{Wish, Words};
 use arrayvec::ArrayVec;
 use outboard_dma::{GuestError, GuestMemory, Segment, Window};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 /// The largest queue that is accepted: QEMU's own limit.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -33,8 +34,6 @@ const DESC_BYTES: usize = 16;
 /// Offset of the index in the available and the used ring; entries follow at 4.
 const INDEX: usize = 2;
 const ENTRIES: usize = 4;
-const USED_NO_NOTIFY: u16 = 1;
-const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// Where a queue lies, as the front end describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +74,18 @@ pub struct QueueState {
 
 /// The version of [`QueueState`] that is written and read.
 pub const STATE_VERSION: u32 = 1;
+
+impl Words for Window {
+    #[inline(always)]
+    fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
+        Window::load_u16(self, offset, order)
+    }
+
+    #[inline(always)]
+    fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        Window::store_u16(self, offset, value, order);
+    }
+}
 
 /// Why a saved queue cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +176,9 @@ pub struct Queue {
     available: Window,
     used: Window,
     size: u16,
-    event_idx: bool,
+    /// Our wish to be kicked, and the driver's to be called.
+    kicks: Wish,
+    calls: Wish,
     indirect: bool,
     /// The next available entry to take.
     next_available: u16,
@@ -204,7 +217,8 @@ impl Queue {
             available,
             used,
             size,
-            event_idx: setup.event_idx,
+            kicks: Wish::of_device(size, setup.event_idx),
+            calls: Wish::of_driver(size, setup.event_idx),
             indirect: setup.indirect,
             next_available: setup.base,
             seen_available: setup.base,
@@ -355,18 +369,8 @@ impl Queue {
         if let Some(inflight) = &mut self.inflight {
             inflight.show(self.next_used.wrapping_sub(before), self.next_used);
         }
-        // The driver asks for a call and then looks at the index; we write the index and then
-        // look whether it asked: both need a full fence between (2.7.10).
-        fence(Ordering::SeqCst);
         let last = self.called_at.replace(self.next_used);
-        if self.event_idx {
-            let used_event = ENTRIES + usize::from(self.size) * 2;
-            let event = self.available.load_u16(used_event, Ordering::Relaxed);
-            last.is_none_or(|last| need_event(event, self.next_used, last))
-        } else {
-            let flags = self.available.load_u16(0, Ordering::Relaxed);
-            flags & AVAIL_NO_INTERRUPT == 0
-        }
+        self.calls.is_due(&self.available, last, self.next_used)
     }
 
     /// Asks the driver to kick from now on; `true` when something came in meanwhile (or the ring
@@ -375,26 +379,13 @@ impl Queue {
         if self.broken.is_some() {
             return false;
         }
-        if self.event_idx {
-            let available_event = ENTRIES + usize::from(self.size) * 8;
-            self.used.store_u16(available_event, self.next_available, Ordering::Relaxed);
-        } else {
-            self.used.store_u16(0, 0, Ordering::Relaxed);
-        }
-        fence(Ordering::SeqCst);
+        self.kicks.ask(&self.used, self.next_available);
         self.fetch() != Ok(0)
     }
 
     /// Tells the driver that kicks are not needed: the ring is polled.
     pub fn disarm(&mut self) {
-        if self.event_idx {
-            // An event behind us is passed only once in 65536 entries.
-            let available_event = ENTRIES + usize::from(self.size) * 8;
-            let behind = self.next_available.wrapping_sub(1);
-            self.used.store_u16(available_event, behind, Ordering::Relaxed);
-        } else {
-            self.used.store_u16(0, USED_NO_NOTIFY, Ordering::Relaxed);
-        }
+        self.kicks.decline(&self.used, self.next_available);
     }
 
     /// Declares the ring broken: nothing more is taken from it.
@@ -528,10 +519,4 @@ impl Queue {
         }
         Ok(())
     }
-}
-
-/// Whether moving an index from `old` to `new` passes `event` (2.7.10, vring_need_event).
-#[inline(always)]
-pub fn need_event(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

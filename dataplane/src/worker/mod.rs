@@ -17,6 +17,7 @@ use crate::packet::PortId;
 use crate::port::AnyPort;
 use crate::switch::Tables;
 use crossbeam::channel::{Receiver, Sender};
+use outboard_dma::wake::{self, Sleeper};
 use outboard_dma::{FreeList, PollList};
 use outboard_rdma::nvmf::discovery;
 use std::os::fd::AsRawFd;
@@ -228,7 +229,7 @@ impl Worker {
                 WaitMode::Yield => std::thread::yield_now(),
                 WaitMode::Adaptive => {
                     let since_ns = *idle_since_ns.get_or_insert(now_ns);
-                    if now_ns - since_ns >= self.waiting.spin_ns && self.sleep() {
+                    if now_ns - since_ns >= self.waiting.spin_ns && wake::sleep(&mut self) {
                         idle_since_ns = None;
                     }
                 }
@@ -334,20 +335,21 @@ impl Worker {
             }
         }
     }
+}
 
-    /// Arms every source, looks at every source once more, and only then waits. `true`: the look
-    /// found something, and there was no sleep.
-    fn sleep(&mut self) -> bool {
+impl Sleeper for Worker {
+    fn arm(&mut self) {
         self.bell.arm();
-        let found = self.turn(clock::now_ns())
-            | self.storage.arm()
-            | self.network.before_sleep(&mut self.free);
-        if !found {
-            self.wait();
-        }
+    }
+
+    /// Storage arms each of its rings and looks at it in one.
+    fn look(&mut self) -> bool {
+        self.turn(clock::now_ns()) | self.storage.arm() | self.network.before_sleep(&mut self.free)
+    }
+
+    fn disarm(&mut self) {
         self.storage.disarm();
         self.bell.disarm();
-        found
     }
 
     fn wait(&mut self) {

@@ -11,6 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("outboard-wire", &[]),
     ("outboard-dma", &[]),
     ("outboard-dpdk-sys", &["outboard-dma"]),
+    ("outboard-order", &[]),
     ("outboard-sim", &[]),
     ("outboard-rdma", &["outboard-dma", "outboard-wire"]),
     ("outboard-ebpf", &["outboard-dma", "outboard-wire"]),
