@@ -154,14 +154,26 @@ impl LocalSocket {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
 
-impl Drop for LocalSocket {
-    fn drop(&mut self) {
+    /// Takes nobody in any more. Whoever tries finds nobody there, and can try again; in the queue
+    /// of a socket that is about to go he would be cut off in the middle of his first question,
+    /// which not every front end survives.
+    pub fn close(&self) {
+        self.remove();
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Read);
+    }
+
+    fn remove(&self) {
         let about = self.path.symlink_metadata();
         if about.is_ok_and(|about| (about.dev(), about.ino()) == self.identity) {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// Rings that a disk needs per queue: twice while a guest moves to another process.
 const RINGS_PER_QUEUE: u16 = 2;
+/// How long the I/O of guests' disks that end is given before volumes that end abort it.
+const RINGS_PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether what leaves has left.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -380,12 +382,15 @@ impl Stores {
 
     fn send_away(&mut self, difference: &Difference, workers: &mut Workers) {
         let ends = |kind, name: &str| difference.ends(kind, name);
-        // Remote volumes end their I/O first, for whoever waits for it.
+        // Guests go while the worker still turns and can end their I/O.
+        let disks = self.disks.extract_if(.., |it| ends(Kind::Disk, &it.name));
+        let mut disks: Vec<_> = disks.collect();
+        stop_rings(&mut disks);
+        // Remote volumes end what is left, for whoever waits for it.
         for volume in self.volumes.iter().filter(|it| ends(Kind::Volume, &it.name)) {
             volume.connector.iter().for_each(|connector| connector.stop());
         }
-        for disk in self.disks.extract_if(.., |it| ends(Kind::Disk, &it.name)) {
-            // Guests go while the worker still turns and can end their I/O.
+        for disk in disks {
             drop(disk.server);
             let what = format!("disk \"{}\"", disk.name);
             self.leaving.push(Leaving::user(what, disk.volume, disk.owner, 0));
@@ -439,9 +444,21 @@ impl Stores {
 }
 
 impl Drop for Stores {
-    /// Remote volumes end their I/O first, for whoever waits for it.
+    /// As for everything that is sent away.
     fn drop(&mut self) {
+        stop_rings(&mut self.disks);
         self.volumes.iter().filter_map(|it| it.connector.as_ref()).for_each(|it| it.stop());
+        self.disks.clear();
+    }
+}
+
+/// Stops the rings of these disks and gives the I/O in flight its time to end. Only then volumes
+/// may abort what is left: before, a guest under load would be told of errors.
+fn stop_rings(disks: &mut [OpenDisk]) {
+    disks.iter_mut().for_each(|disk| disk.server.begin_to_end());
+    let give_up = Instant::now() + RINGS_PATIENCE;
+    while !disks.iter().all(|disk| disk.server.has_ended()) && Instant::now() < give_up {
+        std::thread::sleep(LOOK);
     }
 }
 

@@ -140,14 +140,28 @@ impl VhostServer {
     pub(super) fn socket(&self) -> Arc<LocalSocket> {
         Arc::clone(&self.socket)
     }
+
+    /// Begins to end: nobody is taken in any more, and the rings stop.
+    pub(super) fn begin_to_end(&mut self) {
+        // This, and the thread; one more each when another server takes the socket over.
+        if Arc::strong_count(&self.socket) <= 2 {
+            self.socket.close();
+        }
+        self.gate.take();
+        self.stop.signal();
+    }
+
+    /// Whether it has ended: every ring has come back.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
 }
 
 impl Drop for VhostServer {
-    /// Ends the connections, stops their rings and removes the socket. The worker must still run:
+    /// Removes the socket, stops the rings and ends the connections. The worker must still run:
     /// rings are given up by it.
     fn drop(&mut self) {
-        self.gate.take();
-        self.stop.signal();
+        self.begin_to_end();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -226,13 +240,17 @@ impl Server {
             // Last, so that one who has left makes room for one who comes.
             self.accept();
         }
-        for index in 0..self.connections.len() {
-            self.end(index, "the daemon stops");
+        for connection in self.connections.iter().flatten() {
+            connection.session.lock().unwrap_or_else(PoisonError::into_inner).end();
         }
-        // Rings come back when their I/O has ended; the worker still runs now.
+        // Rings come back when their I/O has ended; the worker still runs now. Until then front
+        // ends keep their connections: who loses one takes what he finds in the rings for final.
         let give_up_ns = now_ns() + MESSAGE_TIMEOUT.as_nanos() as u64;
         while self.lock_link().collect() && now_ns() < give_up_ns {
             std::thread::sleep(Duration::from_millis(1));
+        }
+        for index in 0..self.connections.len() {
+            self.end(index, "the disk ends");
         }
     }
 

@@ -282,6 +282,11 @@ impl Queue {
         Ok(self)
     }
 
+    /// Whether what is in flight is kept where another process finds it.
+    pub fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
+    }
+
     /// Reads the available index and returns how many chains wait, at most the queue's size.
     #[inline]
     pub fn fetch(&mut self) -> Result<u16, QueueError> {

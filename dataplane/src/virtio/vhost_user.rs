@@ -9,7 +9,11 @@
 //! I/O has ended.
 //!
 //! What a front end keeps in flight for us (GET/SET_INFLIGHT_FD) is taken again first when a ring
-//! starts. RESET_DEVICE makes everything new but the memory.
+//! starts. RESET_DEVICE makes everything new but the memory. A ring with such a list stops without
+//! its I/O that nobody works on (a remote volume's during an outage): that stays in the list. The
+//! text has a back end drain unless GET_VRING_BASE_INFLIGHT is negotiated, because the list may not
+//! follow a guest to another host; without dirty logging, which is not offered, no guest moves, and
+//! a front end that paused would otherwise wait for the target.
 //!
 //! Runs on a control thread: it may wait, allocate and log.
 

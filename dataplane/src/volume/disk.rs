@@ -6,8 +6,12 @@
 //! most one call per ring. Slots are made at start: nothing here allocates per I/O.
 //!
 //! What a guest does wrong ends as an error of that request (bad chain), or breaks that ring by
-//! name; other rings, disks and workers go on. Order: when the volume is full, the I/O it refused
-//! waits, and nothing behind it is taken, until the volume has room.
+//! name; other rings, disks and workers go on. A ring that stops ends what it has in flight. What
+//! cannot end (there is no connection to a remote volume's target, or the volume goes) stays in the
+//! list that the front end keeps, if it keeps one, for whoever drives the ring next.
+//!
+//! Order: when the volume is full, the I/O it refused waits, and nothing behind it is taken, until
+//! the volume has room.
 
 use super::{BlockDevice, Done, Full, Io, Op, Status, Tag};
 use crate::counters::Counter;
@@ -60,6 +64,8 @@ pub struct DiskCounters {
     pub rings: Counter,
     /// I/Os in flight now.
     pub in_flight: Counter,
+    /// Requests that a ring which stopped left in the front end's list.
+    pub left: Counter,
     /// What drivers got wrong.
     pub faults: Faults,
     /// How requests ended.
@@ -83,6 +89,7 @@ impl Default for DiskCounters {
             calls: Counter::default(),
             rings: Counter::default(),
             in_flight: Counter::default(),
+            left: Counter::default(),
             faults: Faults::default(),
             statuses: std::array::from_fn(|_| Counter::default()),
         }
@@ -154,6 +161,8 @@ pub struct Disk {
     turn_bytes: u64,
     /// Rings with results that the driver does not see yet, one bit each.
     dirty: u32,
+    /// Rings that stop and have a list to leave requests in, likewise.
+    withdrawing: u32,
     /// Where the next turn begins, so that no ring starves another.
     first: u16,
     counters: Arc<DiskCounters>,
@@ -181,6 +190,7 @@ impl Disk {
             turn_bytes: 0,
             chain: DescriptorChain::default(),
             dirty: 0,
+            withdrawing: 0,
             first: 0,
             counters: Arc::default(),
         }
@@ -212,6 +222,9 @@ impl Disk {
     pub fn poll(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> u32 {
         let mut work = self.take_messages();
         self.turn_bytes = 0;
+        if self.withdrawing != 0 {
+            self.withdraw(volume);
+        }
         if self.parked.is_some() && !self.submit_parked(now_ns, volume) {
             return work;
         }
@@ -236,11 +249,11 @@ impl Disk {
         let slot = self.slots[usize::from(done.tag.slot)].take();
         let slot = slot.expect("the volume ended an I/O that this disk did not submit");
         self.free.push(done.tag.slot);
-        let ok = done.status == Status::Ok;
-        let bytes = if ok { slot.bytes } else { 0 };
-        self.counters.count(slot.op, bytes);
-        let written = if slot.op == Op::Read { bytes } else { 0 };
-        self.answer(slot.ring, slot.head, slot.status, done.status, written);
+        if done.status == Status::Aborted && self.withdrawing & 1 << slot.ring != 0 {
+            self.counters.left.add(1);
+        } else {
+            self.end(slot, done.status);
+        }
         let driven = self.rings[usize::from(slot.ring)].as_mut();
         let driven = driven.expect("a ring stays while it has I/Os in flight");
         driven.with.queue.memory().release();
@@ -327,8 +340,19 @@ impl Disk {
             // What a process before this one had taken is in flight as well.
             Some(driven) if driven.in_flight > 0 || driven.with.queue.again() > 0 => {
                 driven.stopping = true;
+                self.withdrawing |= u32::from(driven.with.queue.is_tracked()) << ring;
             }
             _ => self.give_back(ring),
+        }
+    }
+
+    /// Has the volume give back what rings that stop have in flight and nobody works on.
+    #[cold]
+    fn withdraw(&mut self, volume: &mut impl BlockDevice) {
+        for (number, slot) in (0..).zip(&self.slots) {
+            if slot.is_some_and(|slot| self.withdrawing & 1 << slot.ring != 0) {
+                volume.withdraw(Tag { owner: self.owner, slot: number });
+            }
         }
     }
 
@@ -337,6 +361,7 @@ impl Disk {
             self.dirty &= !(1 << ring);
             self.publish(ring);
         }
+        self.withdrawing &= !(1 << ring);
         let with = self.rings[usize::from(ring)].take().map(|driven| driven.with);
         self.count_rings();
         self.mailbox.give(DiskReturn::Stopped { ring, with });
@@ -490,6 +515,15 @@ impl Disk {
         }
         self.parked = None;
         true
+    }
+
+    /// Counts a request that the volume has ended, and answers it.
+    #[inline]
+    fn end(&mut self, slot: Slot, status: Status) {
+        let bytes = if status == Status::Ok { slot.bytes } else { 0 };
+        self.counters.count(slot.op, bytes);
+        let written = if slot.op == Op::Read { bytes } else { 0 };
+        self.answer(slot.ring, slot.head, slot.status, status, written);
     }
 
     /// Writes the status byte and gives the chain back.

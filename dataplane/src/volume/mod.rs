@@ -247,6 +247,10 @@ pub trait BlockDevice {
     /// what has ended, as far as `done` has room.
     fn reap(&mut self, now_ns: u64, done: &mut Dones);
 
+    /// Takes an I/O back that nobody works on or can begin to work on now: it ends as `Aborted`.
+    /// Nothing happens to any other.
+    fn withdraw(&mut self, _tag: Tag) {}
+
     /// I/Os taken and not yet reaped.
     fn in_flight(&self) -> u32;
 
@@ -290,6 +294,10 @@ impl BlockDevice for Volume {
     #[inline]
     fn reap(&mut self, now_ns: u64, done: &mut Dones) {
         each!(self, volume => volume.reap(now_ns, done));
+    }
+
+    fn withdraw(&mut self, tag: Tag) {
+        each!(self, volume => volume.withdraw(tag));
     }
 
     fn in_flight(&self) -> u32 {

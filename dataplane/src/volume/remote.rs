@@ -437,6 +437,14 @@ impl BlockDevice for Remote {
         self.counters.in_flight.set(u64::from(self.in_flight()));
     }
 
+    fn withdraw(&mut self, tag: Tag) {
+        // With a connection the target may be at it. Without one nothing comes or goes, and what
+        // the target still does of the past is fenced off, or waited out, before the next.
+        if self.link.is_none() {
+            self.withdraw_waiting(tag);
+        }
+    }
+
     fn in_flight(&self) -> u32 {
         u32::from(DEPTH) - self.free.len() as u32 + self.ended.len() as u32
     }

@@ -118,17 +118,23 @@ impl Guest {
         let mut ended = 0;
         self.fill();
         while ended < count {
-            match self.poll() {
-                Some((slot, is_done)) => {
-                    assert!(is_done, "an I/O failed");
-                    ended += 1;
-                    self.begin(slot);
-                    self.driver.kick();
-                }
-                None => std::thread::sleep(Duration::from_micros(50)),
-            }
+            ended += u64::from(self.step());
             assert!(Instant::now() < deadline, "I/Os do not end");
         }
+    }
+
+    /// Takes one outcome, which must be good, and begins another I/O in its place; `false`: there
+    /// was none.
+    #[track_caller]
+    pub fn step(&mut self) -> bool {
+        let Some((slot, is_done)) = self.poll() else {
+            std::thread::sleep(Duration::from_micros(50));
+            return false;
+        };
+        assert!(is_done, "an I/O failed");
+        self.begin(slot);
+        self.driver.kick();
+        true
     }
 
     /// Goes away as a process does that is killed: with whatever is in flight.

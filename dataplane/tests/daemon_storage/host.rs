@@ -231,6 +231,11 @@ impl Daemon {
         });
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
@@ -262,8 +267,14 @@ impl Daemon {
 
     /// Stops it by SIGTERM: it must end well and have every frame back. Gives its log.
     #[track_caller]
-    pub fn stop(mut self) -> String {
+    pub fn stop(self) -> String {
         self.signal(Signal::TERM);
+        self.stops()
+    }
+
+    /// The same after SIGTERM.
+    #[track_caller]
+    pub fn stops(mut self) -> String {
         let status = self.wait();
         let log = self.log();
         assert_eq!(status.code(), Some(0), "{log}");

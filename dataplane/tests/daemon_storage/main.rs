@@ -14,4 +14,5 @@ mod kills;
 mod many;
 mod refused;
 mod remote;
+mod restart;
 mod silent;

@@ -9,7 +9,7 @@
 
 use super::link::{Link, LossReason, Lost, Word};
 use super::{ANY, Remote};
-use crate::volume::{Done, Status};
+use crate::volume::{Done, Status, Tag};
 use rustix::event::epoll::{self, EventFlags};
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
@@ -136,6 +136,17 @@ impl Remote {
             let was_sent = self.parents[usize::from(index)].was_sent;
             self.counters.ended_by_loss.add(1);
             self.end(index, if was_sent { sent } else { not_sent });
+        }
+    }
+
+    /// Takes an I/O out of the line.
+    pub(super) fn withdraw_waiting(&mut self, tag: Tag) {
+        let parents = &self.parents;
+        let is_it = |index: &u16| parents[usize::from(*index)].tag == tag;
+        if let Some(place) = self.backlog.iter().position(is_it)
+            && let Some(index) = self.backlog.remove(place)
+        {
+            self.end(index, Status::Aborted);
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The job.
 pub const JOB: Job = Job {
     name: "virtio-blk",
-    about: "virtio-blk, local and remote disk: fio verify, kill -9, ext4, fsck, discard, reboot",
+    about: "virtio-blk, local and remote disk: fio verify, restarts, ext4, fsck, discard, reboot",
     script: include_str!("virtio-blk.sh"),
     patience: Duration::from_secs(240),
     run,

@@ -34,10 +34,10 @@ verified_load() {
     [ "$(grep -cE '^ +(READ|WRITE):.* io=24.0MiB' /tmp/fio.out)" = 2 ]
 }
 
-# The daemon with the disks dies while both are written to. What was in flight is in memory that
-# QEMU keeps for the next daemon: the load only pauses. So it does when the target dies.
+# The daemon with the disks dies, and is stopped, while both are written to. What was in flight is in
+# memory that QEMU keeps for the next daemon: the load only pauses. So it does when the target dies.
 load_over_death() {
-    step "both: the daemon, then the target killed under verified load"
+    step "both: the daemon killed and restarted, then the target killed under verified load"
     fio --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 \
         --do_verify=1 --eta=never --output=/tmp/fio.out --bs=4k --iodepth=16 --size=4m \
         --rate_iops=400 --name=local --filename="$local_disk" --name=remote \
@@ -45,6 +45,8 @@ load_over_death() {
     local load=$!
     sleep 1
     ask kill host
+    sleep 0.5
+    ask restart host
     sleep 0.5
     ask kill target
     wait $load
