@@ -49,6 +49,8 @@ pub fn run(findings: &mut Findings) -> Result<(), Error> {
         findings
             .part(&BY_NBD, |findings| block_peers::remote(findings, &image, &mut best_remote))?;
     }
+    let best_local = best_local.unwrap_or_default();
+    findings.part(&[], |findings| block_peers::local_file(findings, &image, best_local))?;
     match findings.effort.open_loops {
         true => findings.part(&LOCAL_IDS, open_loops),
         false => Ok(()),
@@ -58,7 +60,7 @@ pub fn run(findings: &mut Findings) -> Result<(), Error> {
 /// The local disk with 32 in flight, then at shares of that rate. Reported, not judged.
 fn open_loops(findings: &mut Findings) -> Result<(), Error> {
     let mut measured: Vec<Measurement> = Vec::new();
-    let served = Served::start()?;
+    let served = Served::start(&memory_volume(), "memory")?;
     for share in [None].into_iter().chain(OPEN_LOOP_SHARES.map(Some)) {
         let group = match share {
             None => "4 KiB read, local, 32 in flight".to_owned(),
@@ -75,7 +77,7 @@ fn open_loops(findings: &mut Findings) -> Result<(), Error> {
     Ok(())
 }
 
-/// A daemon with a mem volume behind a vhost-user socket.
+/// A daemon with a volume behind a vhost-user socket.
 pub struct Served {
     /// The daemon.
     pub daemon: Daemon,
@@ -85,13 +87,12 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts it.
-    pub fn start() -> Result<Served, Error> {
+    /// Starts it with `config`, in which there is that volume.
+    pub fn start(config: &str, volume: &str) -> Result<Served, Error> {
         let files = Scratch::new(&std::env::temp_dir())?;
         let socket = files.path().join("disk");
         let config = format!(
-            "{}\n[[disk]]\nname = \"disk\"\nvolume = \"memory\"\nsocket = \"{}\"\n",
-            memory_volume(),
+            "{config}\n[[disk]]\nname = \"disk\"\nvolume = \"{volume}\"\nsocket = \"{}\"\n",
             socket.display()
         );
         let daemon = Daemon::start("local", None, &config)?;
@@ -156,7 +157,7 @@ fn local(findings: &mut Findings) -> Result<(), Error> {
     let echo = measured(findings, &ids[1..], "ring echo", || ring_echo::measure(&args))?;
     let effort = findings.effort;
     let disk = measured(findings, &ids, "vhost-user-blk", || {
-        let served = Served::start()?;
+        let served = Served::start(&memory_volume(), "memory")?;
         served.measure(load(effort, LOCAL, "Outboard", Some(&served.daemon)))
     })?;
     findings.add_p50_us(ids[0], &disk);
@@ -231,7 +232,8 @@ pub fn worker() -> String {
     format!("[runtime]\nmode = \"busy\"\n\n[[worker]]\ncore = {}\n", core_pair().1)
 }
 
-fn memory_volume() -> String {
+/// A mem volume on that worker.
+pub fn memory_volume() -> String {
     worker()
         + &format!("\n[[volume]]\nname = \"memory\"\nkind = \"mem\"\nsize = \"{VOLUME_MIB}MiB\"\n")
 }

@@ -1,7 +1,9 @@
 //! The block suite's peers: QEMU's storage stack under the same driver, and fio on the same file.
 
 use super::bed::Daemon;
-use super::block::{Exported, FILE, NQN, VOLUME_MIB, free_address, load, measured, worker};
+use super::block::{
+    Exported, FILE, NQN, Served, VOLUME_MIB, free_address, load, measured, memory_volume, worker,
+};
 use super::peers::{Backend, NbdServer, StorageDaemon, fio_p50_ns};
 use super::{Figure, Findings, TOO_FEW};
 use crate::drivers::block::BlockArgs;
@@ -24,6 +26,8 @@ pub const BY_FIO: [&str; 1] = ["file-vs-fio-pct"];
 const QSD: &str = "qemu-storage-daemon";
 const NULL_ONE: &str = "4 KiB read through vhost-user-blk, nothing compared, one at a time";
 const NULL_DEEP: &str = "4 KiB read through vhost-user-blk, nothing compared, 32 in flight";
+const FILE_ONE: &str = "4 KiB read of a local file through vhost-user-blk, one at a time";
+const FILE_DEEP: &str = "4 KiB read of a local file through vhost-user-blk, 32 in flight";
 const CHAIN_ONE: &str = "4 KiB read of a remote file through vhost-user-blk, one at a time";
 const CHAIN_DEEP: &str = "4 KiB read of a remote file through vhost-user-blk, 32 in flight";
 const DEEP: u16 = 32;
@@ -33,7 +37,7 @@ const POLL_MAX_NS: [u64; 5] = [0, 32_768, 200_000, 2_000_000, 20_000_000];
 const PROBE_S: f64 = 0.4;
 
 /// The `poll-max-ns` with the lowest median, and that with the most I/Os per busy core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BestPoll {
     one: u64,
     deep: u64,
@@ -125,7 +129,7 @@ pub fn local(findings: &mut Findings, best: &mut Option<BestPoll>) -> Result<(),
     let deep = measured(findings, &BY_QSD, QSD, || null(best.deep, NULL_DEEP, DEEP, seconds))?;
     let ours = |group: &'static str, depth: u16| {
         move || {
-            let served = super::block::Served::start()?;
+            let served = Served::start(&memory_volume(), "memory")?;
             let mut load = load(effort, group, OUTBOARD, Some(&served.daemon));
             (load.depth, load.window) = (Some(depth), depth);
             let disk = Disk {
@@ -192,6 +196,35 @@ pub fn remote(
 }
 
 const QEMU_NBD: &str = "qemu-nbd";
+
+/// The same local file through our disk and through qemu-storage-daemon's. Reported, not judged:
+/// the medium takes most of the time.
+pub fn local_file(findings: &mut Findings, image: &Path, best: BestPoll) -> Result<(), Error> {
+    let effort = findings.effort;
+    for (group, depth, poll_max_ns) in [(FILE_ONE, 1, best.one), (FILE_DEEP, DEEP, best.deep)] {
+        let medium = "file, O_DIRECT";
+        let load = || labelled(effort, group, depth, effort.seconds);
+        let theirs = measured(findings, &[], QSD, || {
+            let daemon = StorageDaemon::start(Backend::File(image), poll_max_ns, core_pair().1)?;
+            let mut load = load();
+            load.label.notes.push(format!("iothread with poll-max-ns={poll_max_ns}"));
+            let processes = vec![Named { name: QSD.into(), pid: daemon.pid() }];
+            let socket = daemon.socket().to_owned();
+            let (wait, no_check) = (Wait::Spin, false);
+            Disk { path: QSD, socket, processes, medium, wait, no_check }.measure(load)
+        })?;
+        let ours = measured(findings, &[], OUTBOARD, || {
+            let served = Served::start(&(worker() + &file_volume(image)), "file")?;
+            let processes = vec![Named { name: OUTBOARD_PROCESS.into(), pid: served.daemon.pid() }];
+            let socket = served.socket.clone();
+            let (wait, no_check) = (Wait::Spin, false);
+            Disk { path: OUTBOARD, socket, processes, medium, wait, no_check }.measure(load())
+        })?;
+        findings.keep(ours);
+        findings.keep(theirs);
+    }
+    Ok(())
+}
 
 fn labelled(effort: super::Effort, group: &str, depth: u16, seconds: f64) -> LoadArgs {
     let mut load = load(effort, group, OUTBOARD, None);

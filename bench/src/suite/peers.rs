@@ -76,9 +76,11 @@ impl Drop for Process {
 
 /// What qemu-storage-daemon serves.
 #[derive(Clone, Copy, Debug)]
-pub enum Backend {
+pub enum Backend<'a> {
     /// A device that completes at once and moves nothing.
     Null,
+    /// A raw file without the page cache, through io_uring.
+    File(&'a Path),
     /// An export of qemu-nbd.
     Nbd(SocketAddr),
 }
@@ -97,6 +99,10 @@ impl StorageDaemon {
         let socket = files.path().join("disk");
         let blockdev = match backend {
             Backend::Null => format!("driver=null-co,node-name=disk,size={NULL_BYTES}"),
+            Backend::File(image) => format!(
+                "driver=file,node-name=disk,filename={},cache.direct=on,aio=io_uring",
+                image.display()
+            ),
             Backend::Nbd(address) => format!(
                 "driver=nbd,node-name=disk,server.type=inet,server.host={},server.port={},\
                  export={EXPORT}",
