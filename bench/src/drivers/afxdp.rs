@@ -13,8 +13,10 @@ use crate::reference::reflector::Steered;
 use crate::reference::xdp_socket::{Binding, FRAMES_PER_SOCKET, Umem, XdpSocket};
 use crate::schema::Measurement;
 use clap::Args;
-use outboard_wire::{Ethernet, Ipv4, Mac, Udp, ethernet, ipv4, udp};
-use std::net::Ipv4Addr;
+use outboard_wire::{
+    Checksum, Ethernet, Ipv4, Ipv6, Mac, Udp, checksum, ethernet, ipv4, ipv6, udp,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// Measure what passes frames between two interfaces: send into one, receive on the other.
@@ -42,7 +44,7 @@ pub struct AfxdpArgs {
     /// The network namespace of the receiving interface, when it is another.
     #[arg(long, value_name = "NAME")]
     pub rx_netns: Option<String>,
-    /// Bytes per frame as sent, without FCS: 64 to 3400.
+    /// Bytes per frame as sent, without FCS: 64 to 3400, and 80 at least with IPv6.
     #[arg(long, value_name = "BYTES", default_value_t = 64)]
     pub frame: u16,
     /// Different UDP source ports, and so flows.
@@ -54,12 +56,12 @@ pub struct AfxdpArgs {
     /// Source MAC: the tenant's.
     #[arg(long, value_name = "MAC", value_parser = mac, default_value = "02:00:00:00:00:01")]
     pub src_mac: Mac,
-    /// Destination address.
+    /// Destination address, IPv4 or IPv6.
     #[arg(long, value_name = "IP", default_value = "10.0.0.2")]
-    pub dst_ip: Ipv4Addr,
-    /// Source address: the tenant's.
+    pub dst_ip: IpAddr,
+    /// Source address, of the same family: the tenant's.
     #[arg(long, value_name = "IP", default_value = "10.0.0.1")]
-    pub src_ip: Ipv4Addr,
+    pub src_ip: IpAddr,
     /// A frame that does not come out after this time is lost.
     #[arg(long, value_name = "S", default_value_t = 0.2)]
     pub lost_after: f64,
@@ -72,8 +74,10 @@ fn mac(text: &str) -> Result<Mac, String> {
 }
 
 const FRAME: std::ops::RangeInclusive<u16> = 64..=3400;
-const PAYLOAD_AT: usize = ethernet::BYTES + ipv4::BYTES + udp::BYTES;
-const SOURCE_PORT_AT: u64 = (ethernet::BYTES + ipv4::BYTES) as u64;
+/// The least with IPv6: its headers and the mark are 78 bytes.
+const FRAME6_MIN: u16 = 80;
+/// Of the checksum in a UDP header.
+const CHECKSUM_AT: u64 = 6;
 const FIRST_SOURCE_PORT: u16 = 1024;
 const DESTINATION_PORT: u16 = 7;
 /// The last 16 bytes of a frame: this, then the request. "OUTBOARD" in ASCII.
@@ -89,8 +93,10 @@ pub fn run(args: &AfxdpArgs) -> Result<(), Error> {
 
 /// Measures without publishing.
 pub fn measure(args: &AfxdpArgs) -> Result<Measurement, Error> {
-    if !FRAME.contains(&args.frame) {
-        return Err(Error::Refused("--frame must be 64 to 3400 bytes".into()));
+    addresses(args)?;
+    if !FRAME.contains(&args.frame) || args.src_ip.is_ipv6() && args.frame < FRAME6_MIN {
+        let least = if args.src_ip.is_ipv6() { FRAME6_MIN } else { *FRAME.start() };
+        return Err(Error::Refused(format!("--frame must be {least} to 3400 bytes")));
     }
     if args.flows == 0 || args.flows > u16::MAX - FIRST_SOURCE_PORT {
         return Err(Error::Refused("--flows must be 1 to 64511".into()));
@@ -113,6 +119,20 @@ pub fn measure(args: &AfxdpArgs) -> Result<Measurement, Error> {
     drive(&mut pass, &args.load, &load, subject)
 }
 
+/// Source and destination.
+enum Addresses {
+    V4(Ipv4Addr, Ipv4Addr),
+    V6(Ipv6Addr, Ipv6Addr),
+}
+
+fn addresses(args: &AfxdpArgs) -> Result<Addresses, Error> {
+    match (args.src_ip, args.dst_ip) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => Ok(Addresses::V4(source, destination)),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => Ok(Addresses::V6(source, destination)),
+        _ => Err(Error::Refused("--src-ip and --dst-ip must be of one family".into())),
+    }
+}
+
 /// Both far ends of a device under test.
 struct Pass {
     out: XdpSocket,
@@ -122,6 +142,10 @@ struct Pass {
     /// Frames of `out_umem` that can be sent.
     free: Vec<u64>,
     frame_bytes: u32,
+    /// Where a frame's UDP header is.
+    udp_at: u64,
+    /// UDP's checksum with the first source port and a request of zeros; with IPv4 there is none.
+    checksum: Option<u16>,
     /// The payload in front of the mark.
     fill: Vec<u8>,
     flows: u16,
@@ -147,7 +171,7 @@ impl Pass {
             assert!(back.socket.give(addr), "the fill ring has room for every frame");
         }
         back.socket.publish_given();
-        let frame = template(args);
+        let Template { frame, udp_at, checksum } = template(args, &addresses(args)?);
         out_umem.frames().for_each(|addr| out_umem.write(addr, &frame));
         let fill_end = frame.len() - MARK_BYTES as usize;
         Ok(Pass {
@@ -157,7 +181,9 @@ impl Pass {
             out_umem,
             back_umem,
             frame_bytes: u32::from(args.frame),
-            fill: frame[PAYLOAD_AT..fill_end].to_vec(),
+            udp_at: udp_at as u64,
+            checksum,
+            fill: frame[udp_at + udp::BYTES..fill_end].to_vec(),
             flows: args.flows,
             next_flow: 0,
             right: vec![true; usize::from(depth)],
@@ -187,36 +213,83 @@ impl Pass {
 
 const FRAME_MAX: usize = *FRAME.end() as usize;
 
-/// An Ethernet, IPv4 and UDP frame with a mark at its end; UDP without checksum, so that ports
-/// and mark can change.
-fn template(args: &AfxdpArgs) -> Vec<u8> {
+/// A frame to be sent over and over.
+struct Template {
+    frame: Vec<u8>,
+    udp_at: usize,
+    checksum: Option<u16>,
+}
+
+/// An Ethernet, IP and UDP frame with a mark at its end, whose request is zeros. Over IPv4 UDP is
+/// without checksum, so that ports and mark can change; over IPv6 it must have one (RFC 8200
+/// section 8.1), which is updated with them.
+fn template(args: &AfxdpArgs, addresses: &Addresses) -> Template {
     let bytes = usize::from(args.frame);
     let mut frame: Vec<u8> = (0..bytes).map(|at| (at as u8).wrapping_mul(37)).collect();
-    let (source, destination) = (args.src_mac, args.dst_mac);
-    let ip_bytes = args.frame - ethernet::BYTES as u16;
-    let ip = Ipv4 {
-        tos: 0,
-        total_len: ip_bytes,
-        id: 0,
-        fragment: ipv4::DONT_FRAGMENT,
-        ttl: 64,
-        protocol: ipv4::UDP,
-        source: args.src_ip,
-        destination: args.dst_ip,
-    };
-    let udp = Udp {
-        source: FIRST_SOURCE_PORT,
-        destination: DESTINATION_PORT,
-        len: ip_bytes - ipv4::BYTES as u16,
-        checksum: 0,
-    };
-    let whole = Ethernet { destination, source, ethertype: ethernet::IPV4 }
-        .emit(&mut frame)
-        .and_then(|()| ip.emit(&mut frame[ethernet::BYTES..]))
-        .and_then(|()| udp.emit(&mut frame[ethernet::BYTES + ipv4::BYTES..]));
-    assert!(whole.is_some(), "at least 64 bytes hold all headers");
     frame[bytes - 16..bytes - 8].copy_from_slice(&MARK.to_le_bytes());
-    frame
+    frame[bytes - 8..].fill(0);
+    let (ethertype, udp_at) = match addresses {
+        Addresses::V4(..) => (ethernet::IPV4, ethernet::BYTES + ipv4::BYTES),
+        Addresses::V6(..) => (ethernet::IPV6, ethernet::BYTES + ipv6::BYTES),
+    };
+    let len = args.frame - udp_at as u16;
+    let ip = &mut frame[ethernet::BYTES..];
+    let ip_done = match *addresses {
+        Addresses::V4(source, destination) => Ipv4 {
+            tos: 0,
+            total_len: ipv4::BYTES as u16 + len,
+            id: 0,
+            fragment: ipv4::DONT_FRAGMENT,
+            ttl: 64,
+            protocol: ipv4::UDP,
+            source,
+            destination,
+        }
+        .emit(ip),
+        Addresses::V6(source, destination) => Ipv6 {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: len,
+            next_header: ipv4::UDP,
+            hop_limit: 64,
+            source,
+            destination,
+        }
+        .emit(ip),
+    };
+    let (source, destination) = (args.src_mac, args.dst_mac);
+    let whole = Ethernet { destination, source, ethertype }
+        .emit(&mut frame)
+        .and(ip_done)
+        .and_then(|()| udp_header(len, 0).emit(&mut frame[udp_at..]));
+    assert!(whole.is_some(), "the least frame holds all headers");
+    let checksum = match *addresses {
+        Addresses::V4(..) => None,
+        Addresses::V6(source, destination) => {
+            let (source, destination) = (source.octets(), destination.octets());
+            let length = u32::from(len);
+            let mut sum = Checksum::pseudo_header6(source, destination, ipv4::UDP, length);
+            sum.add(&frame[udp_at..]);
+            Some(sum.finish())
+        }
+    };
+    Template { frame, udp_at, checksum }
+}
+
+fn udp_header(len: u16, checksum: u16) -> Udp {
+    Udp { source: FIRST_SOURCE_PORT, destination: DESTINATION_PORT, len, checksum }
+}
+
+/// A UDP checksum after the last eight bytes of a frame of so many changed from zeros to these;
+/// zero is written as its complement (RFC 768).
+fn with_request(sum: u16, request: [u8; 8], frame_bytes: u32) -> u16 {
+    let is_odd = !frame_bytes.is_multiple_of(2);
+    let sum = request.chunks_exact(2).fold(sum, |sum, pair| {
+        let word = u16::from_be_bytes([pair[0], pair[1]]);
+        // At odd places each word's halves count the other way round (RFC 1071 section 2 (B)).
+        checksum::update(sum, 0, if is_odd { word.swap_bytes() } else { word })
+    });
+    if sum == 0 { 0xffff } else { sum }
 }
 
 impl Work for Pass {
@@ -227,10 +300,16 @@ impl Work for Pass {
     fn start(&mut self, request: Request, _now_ns: u64) -> bool {
         let Some(addr) = self.free.pop() else { return false };
         let end = addr + u64::from(self.frame_bytes);
-        self.out_umem.write(end - 8, &encode(request).to_le_bytes());
+        let sequence = encode(request).to_le_bytes();
+        self.out_umem.write(end - 8, &sequence);
         let port = FIRST_SOURCE_PORT + self.next_flow;
         self.next_flow = (self.next_flow + 1) % self.flows;
-        self.out_umem.write(addr + SOURCE_PORT_AT, &port.to_be_bytes());
+        self.out_umem.write(addr + self.udp_at, &port.to_be_bytes());
+        if let Some(sum) = self.checksum {
+            let sum = checksum::update(sum, FIRST_SOURCE_PORT, port);
+            let sum = with_request(sum, sequence, self.frame_bytes);
+            self.out_umem.write(addr + self.udp_at + CHECKSUM_AT, &sum.to_be_bytes());
+        }
         if !self.out.send(addr, self.frame_bytes) {
             self.free.push(addr);
             return false;
@@ -285,8 +364,8 @@ mod tests {
             flows: 3,
             dst_mac: Mac([2, 0, 0, 0, 1, 2]),
             src_mac: Mac([2, 0, 0, 0, 1, 1]),
-            dst_ip: Ipv4Addr::new(10, 0, 0, 2),
-            src_ip: Ipv4Addr::new(10, 0, 0, 1),
+            dst_ip: Ipv4Addr::new(10, 0, 0, 2).into(),
+            src_ip: Ipv4Addr::new(10, 0, 0, 1).into(),
             lost_after: 1.0,
             load: LoadArgs { core: None, ..LoadArgs::closed(depth, 0.2, 0.1, 0) },
         }
@@ -329,8 +408,8 @@ mod tests {
             flows,
             dst_mac: Mac::default(),
             src_mac: Mac::default(),
-            dst_ip: Ipv4Addr::LOCALHOST,
-            src_ip: Ipv4Addr::LOCALHOST,
+            dst_ip: Ipv4Addr::LOCALHOST.into(),
+            src_ip: Ipv4Addr::LOCALHOST.into(),
             lost_after: 1.0,
             load: LoadArgs::closed(depth, 0.1, 0.0, 0),
         };
@@ -347,16 +426,59 @@ mod tests {
         for (frame, depth) in [(64, DEPTH), (3400, 1)] {
             assert!(said(&bed_free(frame, 1, depth)).contains("`none0`"));
         }
+        let v6 = |frame| AfxdpArgs {
+            dst_ip: Ipv6Addr::LOCALHOST.into(),
+            src_ip: Ipv6Addr::LOCALHOST.into(),
+            ..bed_free(frame, 1, 1)
+        };
+        assert!(said(&v6(79)).contains("--frame must be 80"));
+        assert!(said(&v6(80)).contains("`none0`"));
+        let mixed = AfxdpArgs { dst_ip: Ipv4Addr::LOCALHOST.into(), ..v6(80) };
+        assert!(said(&mixed).contains("one family"));
     }
 
     #[test]
     fn the_template_is_a_right_packet() {
         let args = AfxdpArgs { frame: 100, ..args_without_bed() };
-        let frame = template(&args);
+        let Template { frame, udp_at, checksum } = template(&args, &addresses(&args).unwrap());
         let ip = Ipv4::parse(&frame[ethernet::BYTES..], 86).unwrap();
         assert_eq!((ip.total_len, ip.protocol), (86, ipv4::UDP));
-        let udp = Udp::parse(&frame[34..], 66).unwrap();
-        assert_eq!((udp.len, udp.destination), (66, DESTINATION_PORT));
+        let udp = Udp::parse(&frame[udp_at..], 66).unwrap();
+        assert_eq!((udp.len, udp.destination, udp.checksum), (66, DESTINATION_PORT, 0));
+        assert_eq!(checksum, None);
+    }
+
+    #[test]
+    fn an_ipv6_packet_has_a_right_checksum_whatever_its_request_and_port() {
+        let (source, destination) = (Ipv6Addr::LOCALHOST, "fd00::2".parse().unwrap());
+        for bytes in [80, 81] {
+            let args = AfxdpArgs {
+                frame: bytes,
+                src_ip: source.into(),
+                dst_ip: IpAddr::V6(destination),
+                ..args_without_bed()
+            };
+            let Template { mut frame, udp_at, checksum } =
+                template(&args, &addresses(&args).unwrap());
+            let ip = Ipv6::parse(&frame[ethernet::BYTES..], frame.len() - ethernet::BYTES).unwrap();
+            let len = bytes - udp_at as u16;
+            assert_eq!((ip.payload_len, ip.next_header), (len, ipv4::UDP));
+            for n in 0..100_000_u64 {
+                // Spreads n over all bits (Knuth, TAOCP volume 3, section 6.4).
+                let spread = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let (port, request) = ((spread >> 48) as u16, spread.to_le_bytes());
+                let at = frame.len() - 8;
+                frame[at..].copy_from_slice(&request);
+                frame[udp_at..udp_at + 2].copy_from_slice(&port.to_be_bytes());
+                let sum = checksum::update(checksum.unwrap(), FIRST_SOURCE_PORT, port);
+                let sum = with_request(sum, request, bytes.into());
+                frame[udp_at + 6..udp_at + 8].copy_from_slice(&sum.to_be_bytes());
+                let (from, to) = (source.octets(), destination.octets());
+                let mut sum = Checksum::pseudo_header6(from, to, ipv4::UDP, len.into());
+                sum.add(&frame[udp_at..]);
+                assert_eq!(sum.folded(), 0xffff, "{n}");
+            }
+        }
     }
 
     fn args_without_bed() -> AfxdpArgs {

@@ -26,7 +26,8 @@ pub fn must<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Result<String, E
     Err(Error::Refused(format!("`{program} {}` failed: {}", words.join(" "), said.trim())))
 }
 
-/// A network namespace without IPv6, whose neighbour discovery would stand between frames.
+/// A network namespace without IPv6, whose neighbour discovery would stand between frames, but
+/// where [`NetBed`] allows it.
 pub struct Namespace(String);
 
 impl Namespace {
@@ -209,7 +210,8 @@ impl Drop for Daemon {
 
 /// A device under test's surroundings: its namespace, and one with both far ends.
 pub struct NetBed {
-    /// Where the device is: `t1` towards the tenant, `u1` with [`VTEP`] towards the underlay.
+    /// Where the device is: `t1` towards the tenant, `u1` with [`VTEP`] and [`VTEP6`] towards the
+    /// underlay.
     pub device: Namespace,
     /// Where the generator is: `t0`, `u0`, and `c0`, `c1` that face each other.
     pub far: Namespace,
@@ -219,6 +221,10 @@ pub struct NetBed {
 pub const VTEP: &str = "192.0.2.1";
 /// The far end's tunnel address; nobody answers there, its MAC address is entered by hand.
 pub const FAR_VTEP: &str = "192.0.2.2";
+/// The same two over IPv6.
+pub const VTEP6: &str = "2001:db8::1";
+/// The far end's.
+pub const FAR_VTEP6: &str = "2001:db8::2";
 /// MAC address of the far end.
 pub const FAR_MAC: &str = "02:00:00:00:02:02";
 /// MTU between hosts.
@@ -242,7 +248,24 @@ impl NetBed {
         far.ip(&format!("link set u0 address {FAR_MAC}"))?;
         device.ip(&format!("address add {VTEP}/24 dev u1"))?;
         device.ip(&format!("neigh add {FAR_VTEP} lladdr {FAR_MAC} dev u1 nud permanent"))?;
+        bed.allow_ipv6()?;
         Ok(bed)
+    }
+
+    /// Gives the underlay IPv6 that never speaks of its own accord: no link-local address, no
+    /// detection of duplicates, no router, and a neighbour entered by hand.
+    fn allow_ipv6(&self) -> Result<(), Error> {
+        self.device.ip("link set u1 addrgenmode none")?;
+        netns::within(Some(self.device.name()), || {
+            let settings = [("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")];
+            settings.into_iter().try_for_each(|(name, value)| {
+                std::fs::write(format!("/proc/sys/net/ipv6/conf/u1/{name}"), value)
+                    .map_err(Error::system(format!("cannot set {name} of IPv6 on u1")))
+            })
+        })??;
+        self.device.ip(&format!("address add {VTEP6}/64 dev u1 nodad"))?;
+        self.device.ip(&format!("neigh add {FAR_VTEP6} lladdr {FAR_MAC} dev u1 nud permanent"))?;
+        Ok(())
     }
 
     /// Joins the two namespaces by a veth pair: `near` on the far side, `peer` at the device.

@@ -7,6 +7,7 @@ pub mod bed;
 mod block;
 mod block_peers;
 mod dpdk;
+mod families;
 mod handoff;
 mod idle;
 mod memory;

@@ -2,7 +2,9 @@
 
 use super::bed::{Daemon, FAR_VTEP, NetBed, Pins, Scratch, TENANT_MTU, VTEP};
 use super::steady::{Steady, steady};
-use super::{Figure, Findings, OPEN_LOOP_SHARES, dpdk, handoff, idle, memory, switch_hit};
+use super::{
+    Figure, Findings, OPEN_LOOP_SHARES, dpdk, families, handoff, idle, memory, switch_hit,
+};
 use crate::drivers::afxdp::{self, AfxdpArgs};
 use crate::drivers::{LabelArgs, LoadArgs};
 use crate::error::Error;
@@ -14,15 +16,19 @@ use crate::schema::Measurement;
 use outboard_wire::Mac;
 use std::net::Ipv4Addr;
 
-const VNI: u32 = 100;
-const TENANT_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const FAR_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-/// The tenant's MAC address, and that of the tenant behind the far end.
-const TENANT_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
+/// The VPC's number.
+pub const VNI: u32 = 100;
+/// The tenant.
+pub const TENANT_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The tenant behind the far end.
+pub const FAR_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The tenant's MAC address; frames from another would be dropped.
+pub const TENANT_MAC: Mac = Mac([2, 0, 0, 0, 1, 1]);
 const FAR_TENANT_MAC: Mac = Mac([2, 0, 0, 0, 1, 2]);
-const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 1, 0xfe]);
+/// The virtual gateway's.
+pub const GATEWAY_MAC: Mac = Mac([2, 0, 0, 0, 1, 0xfe]);
 /// Frames in flight of a throughput run.
-const WINDOW: u16 = 256;
+pub const WINDOW: u16 = 256;
 /// Above this share of the generator's own ceiling a rate says nothing about the device.
 const GENERATOR_SHARE: f64 = 0.85;
 
@@ -36,7 +42,7 @@ const PASS: [&str; 4] = [
 const HANDOFF: [&str; 1] = ["net-handoff-cost"];
 /// What of a DPDK port is measured.
 const DPDK: &str = "dpdk-port-added-ns";
-const SWITCH: [&str; 2] = ["switch-hit-ns", "switch-hit-scaling"];
+const SWITCH: [&str; 3] = ["switch-hit-ns", "switch-hit-scaling", "switch-hit-v6-ns"];
 /// What is divided by the reflector's figures.
 const BY_REFLECTOR: [&str; 3] =
     ["net-throughput-vs-reflector", "net-p50-vs-reflector", "net-p99-vs-reflector"];
@@ -85,6 +91,7 @@ struct Pair {
 pub fn run(findings: &mut Findings) -> Result<(), Error> {
     let _pins = Pins;
     findings.part(&PASS, passes)?;
+    findings.part(&families::IDS, families::run)?;
     findings
         .part(&SWITCH, |findings| (0..findings.effort.rounds).try_for_each(|_| switch(findings)))?;
     findings.part(&[DPDK], |findings| {
@@ -167,8 +174,8 @@ pub fn generator(bed: &NetBed, device: Device, load: LoadArgs) -> AfxdpArgs {
         flows: 1,
         dst_mac: device.dst_mac(),
         src_mac: TENANT_MAC,
-        dst_ip: FAR_IP,
-        src_ip: TENANT_IP,
+        dst_ip: FAR_IP.into(),
+        src_ip: TENANT_IP.into(),
         lost_after: 0.2,
         load,
     }
@@ -319,6 +326,7 @@ fn switch(findings: &mut Findings) -> Result<(), Error> {
     let alone = Measurement::default();
     findings.add("switch-hit-ns", cost.one_ns, &alone);
     findings.add("switch-hit-scaling", cost.many_ns / cost.one_ns.max(0.1), &alone);
+    findings.add("switch-hit-v6-ns", cost.v6_ns, &alone);
     for id in SWITCH {
         remark.iter().for_each(|remark| findings.remark(id, remark));
         findings.found.entry(id).or_default().threads =
