@@ -1,14 +1,14 @@
 //! What must become of a frame on an uplink, by the parsers that the switch uses.
 
 use outboard_ebpf::abi::Outcome;
-use outboard_wire::{Checksum, Ethernet, Ipv4, STEER_BYTES, STEER_V6_BYTES, Udp, ethernet, ipv4};
-use std::net::{IpAddr, Ipv6Addr};
+use outboard_wire::{
+    Checksum, Ethernet, Ipv4, Ipv6, STEER_BYTES, STEER_V6_BYTES, Udp, ethernet, ipv4, ipv6,
+};
+use std::net::IpAddr;
 
-/// EtherType of IPv6.
-const IPV6: u16 = 0x86dd;
-/// Next headers of RFC 8200 section 4.1 and of AH (RFC 4302) that stand before a payload.
-const EXTENSIONS: [u8; 4] = [0, 43, 51, 60];
-const FRAGMENT_EXTENSION: u8 = 44;
+/// Extension headers that the program names: those that a tunnel's packets could carry.
+const EXTENSIONS: [u8; 4] =
+    [ipv6::HOP_BY_HOP, ipv6::ROUTING, ipv6::AUTHENTICATION, ipv6::DESTINATION_OPTIONS];
 
 /// The outcome for a frame, when the tunnel is on `port` of `vteps` and every queue has a socket.
 pub fn expected(frame: &[u8], port: u16, vteps: &[IpAddr]) -> Outcome {
@@ -18,8 +18,8 @@ pub fn expected(frame: &[u8], port: u16, vteps: &[IpAddr]) -> Outcome {
     let rest = &frame[ethernet::BYTES..];
     match Ethernet::parse(frame).unwrap().ethertype {
         ethernet::IPV4 => of_ipv4(rest, port, vteps),
-        IPV6 if frame.len() < STEER_V6_BYTES => Outcome::PassedShort,
-        IPV6 => of_ipv6(rest, port, vteps),
+        ethernet::IPV6 if frame.len() < STEER_V6_BYTES => Outcome::PassedShort,
+        ethernet::IPV6 => of_ipv6(rest, port, vteps),
         _ => Outcome::Passed,
     }
 }
@@ -44,15 +44,15 @@ fn of_ipv4(rest: &[u8], port: u16, vteps: &[IpAddr]) -> Outcome {
 }
 
 fn of_ipv6(rest: &[u8], port: u16, vteps: &[IpAddr]) -> Outcome {
-    const HEADER_BYTES: usize = 40;
-    let to: [u8; 16] = rest[24..40].try_into().unwrap();
-    match rest[6] {
-        _ if rest[0] >> 4 != 6 => Outcome::Passed,
-        FRAGMENT_EXTENSION => Outcome::PassedFragment,
+    // As above: the length is made right, and nothing else.
+    let mut header: [u8; ipv6::BYTES] = *rest.first_chunk().unwrap();
+    let payload_len = (rest.len() - ipv6::BYTES).min(usize::from(u16::MAX)) as u16;
+    header[4..6].copy_from_slice(&payload_len.to_be_bytes());
+    let Ok(ip) = Ipv6::parse(&header, rest.len()) else { return Outcome::Passed };
+    match ip.next_header {
+        ipv6::FRAGMENT => Outcome::PassedFragment,
         next if EXTENSIONS.contains(&next) => Outcome::PassedOptions,
-        ipv4::UDP => {
-            of_udp(&rest[HEADER_BYTES..], port, vteps.contains(&Ipv6Addr::from(to).into()))
-        }
+        ipv4::UDP => of_udp(&rest[ipv6::BYTES..], port, vteps.contains(&ip.destination.into())),
         _ => Outcome::Passed,
     }
 }
