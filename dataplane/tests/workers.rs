@@ -273,7 +273,7 @@ fn at_most_three_packets_wait_for_a_next_hop_and_go_when_it_is_there() {
 }
 
 #[test]
-fn what_is_held_too_long_is_dropped_and_stopping_ends_the_rest() {
+fn who_sent_what_is_held_too_long_is_told_and_stopping_ends_the_rest() {
     let plan = outboard::config::parse("two.toml", CONFIG.as_bytes()).unwrap();
     let region = Region::new(3 * SHARE).unwrap();
     let mut made = workers(&plan, region);
@@ -284,8 +284,12 @@ fn what_is_held_too_long_is_dropped_and_stopping_ends_the_rest() {
     made[0].worker.turn(3_000_000_000);
     let counters = Arc::clone(&made[0].counters[1]);
     assert_eq!(counters.drops.total(), 0);
+    assert!(port(&mut made[0].worker, 1).collect_chain().is_none());
     made[0].worker.turn(3_000_000_001);
-    assert_eq!(counters.drops.get(DropReason::NextHopUnresolved), 1);
+    assert_eq!(counters.drops.total(), 0);
+    let told = port(&mut made[0].worker, 1).collect_chain().expect("its sender is told");
+    assert_eq!(told.head()[34..36], [3, 1], "host unreachable (RFC 792)");
+    told.free(&mut tenants.free);
     tenants.send(&mut made[0].worker, 1, &data);
     made[0].worker.turn(4_000_000_000);
     // One crosses to a worker that never turns again.

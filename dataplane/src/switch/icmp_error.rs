@@ -65,7 +65,7 @@ pub(super) fn about(
     match reason {
         DropReason::TtlExceeded => Ok(Complaint { kind: icmp::TIME_EXCEEDED, code: 0, rest: 0 }),
         DropReason::NoRoute => unreachable(icmp::NET),
-        DropReason::NoUnderlayRoute => unreachable(icmp::HOST),
+        DropReason::NoUnderlayRoute | DropReason::NextHopUnresolved => unreachable(icmp::HOST),
         DropReason::ToGateway if matches!(ip.protocol, ipv4::UDP | ipv4::TCP) => {
             unreachable(icmp::PORT)
         }
@@ -99,7 +99,7 @@ fn about6(
     match reason {
         DropReason::TtlExceeded => Ok(Complaint { kind: icmpv6::TIME_EXCEEDED, code: 0, rest: 0 }),
         DropReason::NoRoute => unreachable(icmpv6::NO_ROUTE),
-        DropReason::NoUnderlayRoute => unreachable(icmpv6::ADDRESS),
+        DropReason::NoUnderlayRoute | DropReason::NextHopUnresolved => unreachable(icmpv6::ADDRESS),
         DropReason::ToGateway => unreachable(icmpv6::PORT),
         // A path on which not even the least fits cannot carry IPv6: there is nothing to tell.
         DropReason::TooBig => match inner_mtu {

@@ -316,13 +316,39 @@ impl Switch {
         free: &mut FreeList,
         now_ns: u64,
     ) -> Verdict {
-        let Lane { seen, step } = &self.lanes[index];
-        let inner_mtu = match *step {
+        let Lane { seen, step } = self.lanes[index];
+        let inner_mtu = match step {
             Step::Run { transform, .. } => self.tables.transforms[transform as usize].inner_mtu(),
             Step::Refused(_) => None,
             // It was not found to be a packet of a flow.
             Step::Done(_) | Step::Search => return Verdict::Drop(reason),
         };
+        self.tell(reason, inner_mtu, &seen, packet, free, now_ns)
+    }
+
+    /// Ends a packet that was held in vain, [`Verdict::Unresolved`]: turns it into what its sender
+    /// is told (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1), or says with which reason to drop
+    /// it.
+    #[cold]
+    pub fn give_up(&mut self, now_ns: u64, packet: &mut Packet, free: &mut FreeList) -> Verdict {
+        let reason = DropReason::NextHopUnresolved;
+        match look_at(packet, &self.tables, free) {
+            Ok(seen) => self.tell(reason, None, &seen, packet, free, now_ns),
+            // It can no longer be forwarded anyway: its port or its address is gone.
+            Err(_) => Verdict::Drop(reason),
+        }
+    }
+
+    /// Turns a packet into the ICMP error about itself, unless there is none to be sent.
+    fn tell(
+        &mut self,
+        reason: DropReason,
+        inner_mtu: Option<u32>,
+        seen: &Seen,
+        packet: &mut Packet,
+        free: &mut FreeList,
+        now_ns: u64,
+    ) -> Verdict {
         let complaint = match icmp_error::about(reason, inner_mtu, seen, packet) {
             Ok(complaint) => complaint,
             Err(reason) => return Verdict::Drop(reason),

@@ -184,14 +184,14 @@ impl Network {
             self.decide(now_ns, burst, free);
         }
         moved += self.receive_from_peers(free);
+        if !self.held.is_empty() {
+            self.expire_held(now_ns, free);
+        }
         for queue in &mut self.queues {
             queue.port.tx(&mut queue.out, free);
         }
         for peer in self.peers.iter_mut().flatten() {
             peer.settle(free, false);
-        }
-        if !self.held.is_empty() {
-            self.expire_held(now_ns, free);
         }
         moved
     }
@@ -359,8 +359,12 @@ impl Network {
 
     fn expire_held(&mut self, now_ns: u64, free: &mut FreeList) {
         while let Some(index) = self.held.iter().position(|held| held.until_ns <= now_ns) {
-            let packet = self.held.remove(index).packet;
-            self.drop(packet, DropReason::NextHopUnresolved, free);
+            let mut packet = self.held.remove(index).packet;
+            match self.switch.give_up(now_ns, &mut packet, free) {
+                Verdict::Forward(port) => self.push(packet, port, free),
+                Verdict::Drop(reason) => self.drop(packet, reason, free),
+                Verdict::Unresolved(_) => unreachable!("giving up ends a packet"),
+            }
         }
     }
 

@@ -149,6 +149,68 @@ fn a_far_sender_is_told_through_the_tunnel() {
     assert_eq!(host.send(UPLINK, &lost.tunnelled(100)), Err(Verdict::Drop(DropReason::NoRoute)));
 }
 
+/// Holds a frame and gives up on it; what its sender gets, or why nothing.
+fn held_in_vain(
+    host: &mut Host,
+    now_ns: u64,
+    port: PortId,
+    frame: &[u8],
+) -> Result<(PortId, Vec<u8>), Verdict> {
+    let held = host.send_at(now_ns, port, frame);
+    assert!(matches!(held, Err(Verdict::Unresolved(_))), "{held:?}");
+    let mut packet = Packet::new(Chain::from_slice(frame, &mut host.free).unwrap(), port);
+    let verdict = host.switch.give_up(now_ns, &mut packet, &mut host.free);
+    let chain = packet.into_chain();
+    assert_eq!(host.free.len() + chain.frames(), host.frames);
+    let mut bytes = vec![0; chain.bytes()];
+    chain.copy_to(&mut bytes).unwrap();
+    chain.free(&mut host.free);
+    match verdict {
+        Verdict::Forward(port) => Ok((port, bytes)),
+        Verdict::Drop(_) | Verdict::Unresolved(_) => Err(verdict),
+    }
+}
+
+#[test]
+fn who_sent_what_was_held_in_vain_is_told() {
+    let mut plan = dual_a();
+    let over_unresolved = plan.vpcs[0].routes.iter().find(|r| r.via == UNRESOLVED).unwrap();
+    let to = IpPrefix::new(inside(8, 0).into(), 64).unwrap();
+    let route6 = Route { to, ..*over_unresolved };
+    plan.vpcs[0].routes.push(route6);
+    let mut host = Host::new(dual_tables_a(&plan));
+    for payload in [18, 4000] {
+        let frame = Datagram { payload, ..Datagram::to([10, 0, 8, 1]) }.frame();
+        let told = held_in_vain(&mut host, 0, RED, &frame);
+        assert_eq!(message(told, &frame), (3, icmp::HOST, 0));
+        let frame = Packet6::udp(inside(8, 1), (1, 2), payload).frame();
+        let told = held_in_vain(&mut host, 0, RED, &frame);
+        assert_eq!(message(told, &frame), (1, icmpv6::ADDRESS, 0));
+    }
+    assert_eq!(host.switch.counters().errors_sent.get(), 4);
+    // Not about an error, and no oftener than about anything else.
+    let nothing = Err(Verdict::Drop(DropReason::NextHopUnresolved));
+    let mut error = Datagram::to([10, 0, 8, 1]).frame();
+    edit_ip(&mut error, 14, |ip| ip[9] = ipv4::ICMP);
+    error[34..36].copy_from_slice(&[3, 1]);
+    assert_eq!(held_in_vain(&mut host, 0, RED, &error), nothing);
+    let frame = Datagram::to([10, 0, 8, 1]).frame();
+    for _ in 4..BURST_TOKENS {
+        assert!(held_in_vain(&mut host, 0, RED, &frame).is_ok());
+    }
+    assert_eq!(held_in_vain(&mut host, 0, RED, &frame), nothing);
+    assert_eq!(host.switch.counters().errors_withheld.get(), 1);
+    assert!(held_in_vain(&mut host, INTERVAL_NS, RED, &frame).is_ok());
+    // Its port is gone meanwhile.
+    plan.ports.truncate(3);
+    plan.ports.remove(0);
+    host.switch.set_tables(dual_tables_a(&plan));
+    let mut packet = Packet::new(Chain::from_slice(&frame, &mut host.free).unwrap(), RED);
+    let verdict = host.switch.give_up(INTERVAL_NS << 8, &mut packet, &mut host.free);
+    assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnresolved));
+    packet.into_chain().free(&mut host.free);
+}
+
 #[test]
 fn errors_fragments_and_groups_are_not_told_of() {
     let mut host = Host::dual_a();
