@@ -1,8 +1,8 @@
 //! The switch on a simulated port: what a packet costs whose flow is in the cache.
 //!
 //! Timed are parse, lookup and encapsulation of bursts of 32 packets (64 bytes of IPv4, 80 of
-//! IPv6), the two looks at the clock included. Between the bursts the packets are put back into their first form, untimed,
-//! and given the next flows.
+//! IPv6), the two looks at the clock included. Between the bursts the packets are put back into
+//! their first form, untimed, and given the next flows.
 
 use crate::error::Error;
 use crate::latency::Recorder;
