@@ -1,5 +1,9 @@
 //! Counters with one writer (the owning worker) and any number of readers (control).
 
+mod histogram;
+
+pub use histogram::Histogram;
+
 use crate::drop::DropReason;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -3,6 +3,7 @@
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use outboard::bell::Bell;
+use outboard::capture::{Drain, Filter, Stage, Wanted, tap};
 use outboard::config::Plan;
 use outboard::config::plan::{Role, WaitMode};
 use outboard::counters::PortCounters;
@@ -179,6 +180,24 @@ impl Tenants {
     }
 }
 
+/// Lets a tap look at each tenant's port, both ways, but not at flows from 32 to 63.
+fn tap_both(made: &mut [Made; 2], ports: [PortId; 2]) -> [Drain; 2] {
+    let mut workers = made.iter_mut();
+    ports.map(|port| {
+        let filter = Filter::parse("src portrange 0-31 or src portrange 64-4096").unwrap();
+        let stages = vec![Stage::In, Stage::Out];
+        let (tap, drain) = tap(1, Wanted { port, stages, filter, snap_bytes: 100 });
+        let worker = &mut workers.next().unwrap().worker;
+        assert!(worker.network_mut().add_tap(Box::new(tap)).is_none());
+        drain
+    })
+}
+
+/// Packets that taps have seen since the last call.
+fn count(drains: &mut [Drain; 2]) -> u64 {
+    drains.iter_mut().map(|drain| drain.by_ref().count() as u64).sum()
+}
+
 #[test]
 fn packets_cross_both_ways_and_nothing_is_lost_or_allocated() {
     const PACKETS: u64 = 1_000_000;
@@ -201,16 +220,23 @@ fn packets_cross_both_ways_and_nothing_is_lost_or_allocated() {
         (0..2048u16).map(|flow| frame(&plan, right, [10, 0, 0, 1].into(), flow, 22)).collect();
     let mut rng = Rng::new(1);
     let mut allocated = 0;
+    let mut drains = tap_both(&mut made, [left, right]);
+    let mut tapped = 0;
+    let mut untapped = 0;
     while tenants.seen < PACKETS {
         let [first, second] = &mut made;
         for _ in 0..rng.below(40) {
             // Mostly few flows, so that the cache has something to hit.
             let range = if rng.chance(100_000) { 2048 } else { 64 };
             let flow = rng.index(range);
+            let sent_before = tenants.sent;
             if rng.chance(500_000) {
                 tenants.send(&mut first.worker, 1, &to_right[flow]);
             } else {
                 tenants.send(&mut second.worker, 0, &to_left[flow]);
+            }
+            if (32..64).contains(&flow) {
+                untapped += tenants.sent - sent_before;
             }
         }
         let before = CountingAllocator::count();
@@ -223,6 +249,7 @@ fn packets_cross_both_ways_and_nothing_is_lost_or_allocated() {
         allocated += CountingAllocator::count() - before;
         tenants.collect(&mut first.worker, 1, macs[0]);
         tenants.collect(&mut second.worker, 0, macs[1]);
+        tapped += count(&mut drains);
     }
     for _ in 0..64 {
         for made in &mut made {
@@ -233,6 +260,9 @@ fn packets_cross_both_ways_and_nothing_is_lost_or_allocated() {
     }
     assert_eq!(tenants.sent, tenants.seen, "packets were lost");
     assert_eq!(allocated, 0, "turns allocated");
+    tapped += count(&mut drains);
+    assert_eq!(drains.iter().map(Drain::missed).sum::<u64>(), 0);
+    assert_eq!(tapped, 2 * (tenants.sent - untapped), "once in and once out");
     let dropped: u64 =
         made.iter().flat_map(|made| &made.counters).map(|port| port.drops.total()).sum();
     assert_eq!(dropped, 0);

@@ -7,4 +7,4 @@ mod tap;
 
 pub use filter::{Filter, FilterError};
 pub use look::{Headers, Look};
-pub use tap::{Drain, RING_BYTES, Record, SNAP_BYTES_MAX, Stage, Tap, tap};
+pub use tap::{Drain, RING_BYTES, Record, SNAP_BYTES_MAX, Stage, Tap, Wanted, tap};

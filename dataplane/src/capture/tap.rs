@@ -1,7 +1,8 @@
 //! The tap: its filter runs on the worker, so that only what is wanted crosses to control.
 //!
 //! The ring carries records: time (8 bytes, ns), length of the packet (4), length of what
-//! follows (4), why it was dropped (2, [`NOT_DROPPED`] if it was not), two zeros, then the bytes.
+//! follows (4), why it was dropped (2, [`NOT_DROPPED`] if it was not), the stage (1), a zero, then
+//! the bytes.
 //! A record is written whole or not at all. Seen = written + missed.
 
 use super::Filter;
@@ -9,6 +10,7 @@ use crate::counters::Counter;
 use crate::drop::DropReason;
 use crate::packet::{Packet, PortId};
 use rtrb::{Consumer, Producer, RingBuffer};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Bytes of one tap's ring: about 2 600 full packets, 30 000 small ones.
@@ -19,7 +21,8 @@ const HEADER_BYTES: usize = 20;
 const NOT_DROPPED: u16 = u16::MAX;
 
 /// Where on its way a packet is seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// As it came in through the port.
     In,
@@ -35,11 +38,27 @@ impl Stage {
         [("in", Stage::In), ("out", Stage::Out), ("drop", Stage::Drop)];
 }
 
+/// What a tap looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The port.
+    pub port: PortId,
+    /// Where on their way packets are seen.
+    pub stages: Vec<Stage>,
+    /// Which packets.
+    pub filter: Filter,
+    /// How much is kept of each, at most [`SNAP_BYTES_MAX`].
+    pub snap_bytes: usize,
+}
+
 /// The worker's end.
 #[derive(Debug)]
 pub struct Tap {
+    /// Names the capture that it belongs to.
+    pub id: u64,
     port: PortId,
-    stage: Stage,
+    /// By stage: whether packets are looked at there.
+    is_on: [bool; Stage::NAMES.len()],
     filter: Filter,
     snap_bytes: usize,
     ring: Producer<u8>,
@@ -58,6 +77,8 @@ pub struct Drain {
 pub struct Record {
     /// When, on the worker's clock.
     pub time_ns: u64,
+    /// Where.
+    pub stage: Stage,
     /// Bytes of the packet.
     pub packet_bytes: u32,
     /// Why it was dropped, if it was.
@@ -66,25 +87,26 @@ pub struct Record {
     pub data: Vec<u8>,
 }
 
-/// Both ends of a tap on packets of `port` at `stage` that `filter` takes; `snap_bytes` of each
-/// are kept.
-pub fn tap(port: PortId, stage: Stage, filter: Filter, snap_bytes: usize) -> (Tap, Drain) {
+/// Both ends of a tap of capture `id`.
+pub fn tap(id: u64, wanted: Wanted) -> (Tap, Drain) {
+    let Wanted { port, stages, filter, snap_bytes } = wanted;
     let (writer, reader) = RingBuffer::new(RING_BYTES);
     let missed = Arc::<Counter>::default();
     let snap_bytes = snap_bytes.min(SNAP_BYTES_MAX);
-    let tap = Tap { port, stage, filter, snap_bytes, ring: writer, missed: Arc::clone(&missed) };
-    (tap, Drain { ring: reader, missed })
+    let is_on = Stage::NAMES.map(|(_, stage)| stages.contains(&stage));
+    let drain = Drain { ring: reader, missed: Arc::clone(&missed) };
+    (Tap { id, port, is_on, filter, snap_bytes, ring: writer, missed }, drain)
 }
 
 impl Tap {
     /// Whether it looks at packets of this port at this stage.
     #[inline]
     pub fn is_on(&self, port: PortId, stage: Stage) -> bool {
-        self.port == port && self.stage == stage
+        self.port == port && self.is_on[stage as usize]
     }
 
     /// Looks at a packet; `reason` when it is being dropped.
-    pub fn see(&mut self, now_ns: u64, packet: &Packet, reason: Option<DropReason>) {
+    pub fn see(&mut self, now_ns: u64, stage: Stage, packet: &Packet, reason: Option<DropReason>) {
         let bytes = packet.bytes();
         if !self.filter.takes(packet.head(), bytes) {
             return;
@@ -99,6 +121,7 @@ impl Tap {
         header[12..16].copy_from_slice(&(kept as u32).to_le_bytes());
         let reason = reason.map_or(NOT_DROPPED, |reason| reason as u16);
         header[16..18].copy_from_slice(&reason.to_le_bytes());
+        header[18] = stage as u8;
         let (first, second) = chunk.as_mut_slices();
         let mut room = [first, second];
         let mut at = 0;
@@ -136,6 +159,7 @@ impl Iterator for Drain {
         let reason = u16::from_le_bytes([header[16], header[17]]);
         Some(Record {
             time_ns: u64::from(word(0)) | u64::from(word(4)) << 32,
+            stage: Stage::NAMES[usize::from(header[18])].1,
             packet_bytes: word(8),
             dropped: DropReason::ALL.get(usize::from(reason)).copied(),
             data,
@@ -176,9 +200,14 @@ mod tests {
         Region::new(64).unwrap().carve(64).unwrap()
     }
 
+    fn on(stage: Stage, filter: &str, snap_bytes: usize) -> (Tap, Drain) {
+        let filter = Filter::parse(filter).unwrap();
+        tap(1, Wanted { port: PORT, stages: vec![stage], filter, snap_bytes })
+    }
+
     fn pass(tap: &mut Tap, now_ns: u64, data: &[u8], free: &mut FreeList) {
         let packet = Packet::new(Chain::from_slice(data, free).unwrap(), PORT);
-        tap.see(now_ns, &packet, None);
+        tap.see(now_ns, Stage::In, &packet, None);
         packet.drop_with(DropReason::Stopping, &Drops::default(), free);
     }
 
@@ -189,7 +218,7 @@ mod tests {
     #[test]
     fn packets_of_one_and_of_many_frames_come_out_as_they_were() {
         let mut free = stock();
-        let (mut tap, mut drain) = tap(PORT, Stage::In, Filter::parse("").unwrap(), 70_000);
+        let (mut tap, mut drain) = on(Stage::In, "", 70_000);
         assert!(tap.is_on(PORT, Stage::In));
         assert!(!tap.is_on(PORT, Stage::Out) && !tap.is_on(PortId(0), Stage::In));
         // Long enough to wrap around several times, at every position.
@@ -210,21 +239,20 @@ mod tests {
     #[test]
     fn long_packets_are_cut_and_reasons_are_kept() {
         let mut free = stock();
-        let (mut tap, mut drain) = tap(PORT, Stage::Drop, Filter::parse("").unwrap(), 100);
+        let (mut tap, mut drain) = on(Stage::Drop, "", 100);
         let sent = data(9_000, 1);
         let packet = Packet::new(Chain::from_slice(&sent, &mut free).unwrap(), PORT);
-        tap.see(5, &packet, Some(DropReason::NoRoute));
+        tap.see(5, Stage::Drop, &packet, Some(DropReason::NoRoute));
         packet.drop_with(DropReason::NoRoute, &Drops::default(), &mut free);
         let seen = drain.next().unwrap();
         assert_eq!((seen.packet_bytes, &seen.data[..]), (9_000, &sent[..100]));
-        assert_eq!(seen.dropped, Some(DropReason::NoRoute));
+        assert_eq!((seen.stage, seen.dropped), (Stage::Drop, Some(DropReason::NoRoute)));
     }
 
     #[test]
     fn what_the_filter_leaves_takes_no_room_and_what_does_not_fit_is_missed() {
         let mut free = stock();
-        let (mut tap, mut drain) =
-            tap(PORT, Stage::In, Filter::parse("greater 1000").unwrap(), 9000);
+        let (mut tap, mut drain) = on(Stage::In, "greater 1000", 9000);
         pass(&mut tap, 1, &data(999, 0), &mut free);
         assert_eq!(drain.next(), None);
         let fits = RING_BYTES / (HEADER_BYTES + 9_000);

@@ -5,8 +5,10 @@
 
 mod apply;
 mod attach;
+mod capture;
 mod check;
 mod run;
+mod socket;
 mod stats;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +27,8 @@ Examples:
   outboard run --config host-a.toml             the daemon, in the foreground
   outboard apply --config host-a.toml           make the daemon what the file says now
   outboard stats --config host-a.toml           what has the daemon done so far?
+  outboard capture --port blue-web -w - | tshark -r -
+                                                what passes there?
   outboard stats --json | jq '.ports[].drops'   the same for programs
 
 Every command explains itself with --help.";
@@ -43,6 +47,7 @@ enum Command {
     Check(check::Check),
     Apply(apply::Apply),
     Stats(stats::Stats),
+    Capture(capture::Capture),
     Attach(attach::Attach),
     Detach(attach::Detach),
 }
@@ -54,6 +59,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Run(run) => run.run(),
         Command::Check(check) => check.run(),
         Command::Stats(stats) => stats.run(),
+        Command::Capture(capture) => capture.run(),
         Command::Attach(attach) => attach.run(),
         Command::Detach(detach) => detach.run(),
     };

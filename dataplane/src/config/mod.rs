@@ -19,6 +19,7 @@ mod value;
 
 pub use error::Errors;
 pub use plan::Plan;
+pub(crate) use section::advice;
 pub use value::{EXTENT_BYTES_MAX, is_interface_name};
 
 use std::io::Read;

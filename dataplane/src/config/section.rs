@@ -154,7 +154,7 @@ impl<'a> Section<'a> {
 }
 
 /// The known name closest to a mistyped one, or all of them.
-pub(super) fn advice(name: &str, known: &[&str]) -> String {
+pub(crate) fn advice(name: &str, known: &[&str]) -> String {
     // A distance beyond a third of the word is another word.
     let near = |candidate: &&&str| {
         name.len() <= 64 && strsim::osa_distance(name, candidate) <= candidate.len().div_ceil(3)

@@ -1,15 +1,17 @@
 //! The local socket that tells what a daemon counts, and takes what is to be applied.
 //!
 //! One JSON object per line in, one per line out: `{"get":"stats"}` gives `{"stats":{…}}`,
-//! `{"apply":{…}}` gives `{"apply":{…}}` ([`apply`]), anything else `{"error":"…"}`. Requests have
-//! at most [`REQUEST_BYTES_MAX`] bytes (those of who may apply [`apply::APPLY_BYTES_MAX`]), at most
-//! [`CLIENTS_MAX`] clients are connected, and each request with its answer must be through within
-//! [`CLIENT_DEADLINE`]: a client that is slow or hostile is closed and delays nobody, because one
-//! thread serves all of them without ever waiting for one.
+//! `{"apply":{…}}` gives `{"apply":{…}}` ([`apply`]), `{"capture":{…}}` packets ([`capture`]),
+//! anything else `{"error":"…"}`. Requests have at most [`REQUEST_BYTES_MAX`] bytes (those of who
+//! may apply [`apply::APPLY_BYTES_MAX`]), at most [`CLIENTS_MAX`] clients are connected, and each
+//! request with its answer must be through within [`CLIENT_DEADLINE`]: a client that is slow or
+//! hostile is closed and delays nobody, because one thread serves all of them without ever waiting
+//! for one.
 //!
 //! The socket has mode 0660 and, where that group exists, group `outboard`.
 
 pub mod apply;
+pub mod capture;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -92,6 +94,7 @@ impl<F: Fn() -> Stats + Send> Source for F {
 enum Request {
     Get { get: What },
     Apply { apply: apply::Request },
+    Capture { capture: capture::Request },
 }
 
 /// What can be asked for.
@@ -107,6 +110,7 @@ enum What {
 enum Answer {
     Stats(Stats),
     Apply(apply::Report),
+    Capture(capture::Begun),
     Error(String),
 }
 
@@ -215,13 +219,22 @@ pub fn ask_stats(path: &Path) -> Result<Stats, AskError> {
 fn wrong_answer(path: &Path, answer: Answer) -> AskError {
     let what = match answer {
         Answer::Error(what) => what,
-        Answer::Stats(_) | Answer::Apply(_) => "what was not asked for".into(),
+        Answer::Stats(_) | Answer::Apply(_) | Answer::Capture(_) => "what was not asked for".into(),
     };
     AskError::BadAnswer { path: path.to_path_buf(), what }
 }
 
 fn ask(path: &Path, request: &Request, timeout: Duration) -> Result<Answer, AskError> {
-    let line = exchange(path, request, timeout).map_err(|source| {
+    begin(path, request, timeout).map(|(answer, _)| answer)
+}
+
+/// Asks; the answer, and the connection with what follows it.
+fn begin(
+    path: &Path,
+    request: &Request,
+    timeout: Duration,
+) -> Result<(Answer, BufReader<UnixStream>), AskError> {
+    let (line, stream) = exchange(path, request, timeout).map_err(|source| {
         let path = path.to_path_buf();
         match source.kind() {
             std::io::ErrorKind::NotFound => AskError::NoSocket { path },
@@ -230,13 +243,18 @@ fn ask(path: &Path, request: &Request, timeout: Duration) -> Result<Answer, AskE
             _ => AskError::NoAnswer { path, source },
         }
     })?;
-    serde_json::from_str(&line).map_err(|error| AskError::BadAnswer {
+    let answer = serde_json::from_str(&line).map_err(|error| AskError::BadAnswer {
         path: path.to_path_buf(),
         what: format!("something unreadable ({error})"),
-    })
+    })?;
+    Ok((answer, stream))
 }
 
-fn exchange(path: &Path, request: &Request, timeout: Duration) -> std::io::Result<String> {
+fn exchange(
+    path: &Path,
+    request: &Request,
+    timeout: Duration,
+) -> std::io::Result<(String, BufReader<UnixStream>)> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(ASK_TIMEOUT))?;
@@ -244,9 +262,10 @@ fn exchange(path: &Path, request: &Request, timeout: Duration) -> std::io::Resul
     bytes.push(b'\n');
     stream.write_all(&bytes)?;
     let mut line = String::new();
-    BufReader::new(stream).take(ANSWER_BYTES_MAX).read_line(&mut line)?;
+    let mut reader = BufReader::new(stream);
+    reader.by_ref().take(ANSWER_BYTES_MAX).read_line(&mut line)?;
     if line.is_empty() {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(line)
+    Ok((line, reader))
 }

@@ -8,7 +8,9 @@
 //! what has I/O in flight leaves when that has ended.
 
 use super::api::apply::{Outcome, Report, Request};
+use super::api::capture;
 use super::assemble::Site;
+use super::capture::Captures;
 use super::confine::WorkerRights;
 use super::machine;
 use super::netlink;
@@ -44,6 +46,7 @@ pub struct House {
     ways: Ways,
     ports: Ports,
     stores: Stores,
+    captures: Captures,
     started: Instant,
     /// Whether the first plan is in force.
     has_started: bool,
@@ -88,6 +91,7 @@ impl House {
             ways,
             ports,
             stores,
+            captures: Captures::default(),
             started,
             has_started: false,
             snapshot,
@@ -159,6 +163,8 @@ impl House {
 
     fn commit(&mut self, plan: Plan, difference: &Difference, ready: Ready) {
         self.instance = ready.instance.or(self.instance.take());
+        // Before a number can become another port's.
+        self.captures.settle(&plan, &mut self.workers);
         self.ports.add(ready.ports, &mut self.workers);
         self.stores.commit(&plan, difference, ready.stores, &mut self.workers);
         let leaving = self.ports.take_leaving(difference);
@@ -189,12 +195,18 @@ impl House {
         let site = Site { pins, region: self.region, plan: &self.plan };
         self.ports.follow(site, &mut self.workers);
         self.stores.collect(&mut self.workers);
+        self.captures.settle(&self.plan, &mut self.workers);
         changed.map(drop).map_err(RunError::from)
     }
 
     /// Whether the kernel could not be asked when that was last tried.
     pub fn is_failing(&self) -> bool {
         self.ways.is_failing()
+    }
+
+    /// Begins a capture that a client asks for.
+    pub fn capture(&mut self, job: capture::Job) {
+        self.captures.begin(job, &self.plan, &mut self.workers);
     }
 
     /// Does what a client asks for.
@@ -252,6 +264,7 @@ impl House {
 
     /// Ends everything.
     pub fn end(self) -> Result<(), RunError> {
+        self.captures.end();
         // Guests and hosts leave while the workers still turn and can end their I/O.
         drop(self.stores);
         let ended = self.workers.finish();

@@ -2,6 +2,7 @@
 
 pub mod api;
 mod assemble;
+mod capture;
 mod confine;
 pub mod connect;
 mod dpdk;

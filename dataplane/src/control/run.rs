@@ -237,6 +237,7 @@ fn supervise(
         if signals.reload.swap(false, Ordering::Relaxed) {
             reload(house, file);
         }
+        desk.captures().for_each(|job| house.capture(job));
         desk.work(|request| house.answer(request));
     }
 }

@@ -13,7 +13,7 @@
 //! Order: when the volume is full, the I/O it refused waits, and nothing behind it is taken, until
 //! the volume has room.
 
-use super::{BlockDevice, Done, Full, Io, Op, Status, Tag};
+use super::{BlockDevice, Done, Full, Io, Latencies, Op, Status, Tag};
 use crate::counters::Counter;
 use crate::virtio::blk::{self, BlkKind, BlkRequest, ID_BYTES};
 use crate::virtio::fault::{Faults, QueueFault};
@@ -68,6 +68,8 @@ pub struct DiskCounters {
     pub left: Counter,
     /// What drivers got wrong.
     pub faults: Faults,
+    /// How long requests took, from being taken off the ring.
+    pub latency: Latencies,
     /// How requests ended.
     statuses: [Counter; Status::ALL.len()],
 }
@@ -91,6 +93,7 @@ impl Default for DiskCounters {
             in_flight: Counter::default(),
             left: Counter::default(),
             faults: Faults::default(),
+            latency: Latencies::default(),
             statuses: std::array::from_fn(|_| Counter::default()),
         }
     }
@@ -125,6 +128,7 @@ struct Slot {
     op: Op,
     bytes: u32,
     status: Segment,
+    begun_ns: u64,
 }
 
 /// A ring being driven.
@@ -165,6 +169,8 @@ pub struct Disk {
     withdrawing: u32,
     /// Where the next turn begins, so that no ring starves another.
     first: u16,
+    /// When the turn began.
+    now_ns: u64,
     counters: Arc<DiskCounters>,
 }
 
@@ -192,6 +198,7 @@ impl Disk {
             dirty: 0,
             withdrawing: 0,
             first: 0,
+            now_ns: 0,
             counters: Arc::default(),
         }
     }
@@ -220,6 +227,7 @@ impl Disk {
     /// messages and chains were taken. [`notify`](Self::notify) must follow in the same turn.
     #[inline]
     pub fn poll(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> u32 {
+        self.now_ns = now_ns;
         let mut work = self.take_messages();
         self.turn_bytes = 0;
         if self.withdrawing != 0 {
@@ -491,8 +499,9 @@ impl Disk {
         }
         self.free.pop();
         self.turn_bytes += bytes;
-        self.slots[usize::from(slot)] =
-            Some(Slot { ring, head, op, bytes: bytes as u32, status: request.status });
+        let (bytes, status) = (bytes as u32, request.status);
+        let begun = Slot { ring, head, op, bytes, status, begun_ns: now_ns };
+        self.slots[usize::from(slot)] = Some(begun);
         let driven = self.rings[usize::from(ring)].as_mut();
         let driven = driven.expect("the ring was just popped from");
         driven.in_flight += 1;
@@ -522,6 +531,7 @@ impl Disk {
     fn end(&mut self, slot: Slot, status: Status) {
         let bytes = if status == Status::Ok { slot.bytes } else { 0 };
         self.counters.count(slot.op, bytes);
+        self.counters.latency.record(slot.op, self.now_ns.saturating_sub(slot.begun_ns));
         let written = if slot.op == Op::Read { bytes } else { 0 };
         self.answer(slot.ring, slot.head, slot.status, status, written);
     }

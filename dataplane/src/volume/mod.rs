@@ -13,10 +13,12 @@ pub(crate) mod conformance;
 pub mod disk;
 pub mod export;
 mod file;
+mod latency;
 mod mem;
 pub mod remote;
 
 pub use file::{File, FileCounters, FileError};
+pub use latency::Latencies;
 pub use mem::Mem;
 pub use remote::Remote;
 

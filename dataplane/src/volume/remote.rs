@@ -84,6 +84,7 @@ impl Parent {
 struct Command {
     parent: u16,
     start: u64,
+    made_ns: u64,
 }
 
 /// A volume at an NVMe/TCP target.
@@ -121,6 +122,8 @@ pub struct Remote {
     fate: Option<Status>,
     ended: VecDeque<Done>,
     staging: Box<[u8]>,
+    /// When the turn began.
+    now_ns: u64,
     counters: Arc<RemoteCounters>,
 }
 
@@ -173,6 +176,7 @@ impl Remote {
             fate: None,
             ended: VecDeque::with_capacity(usize::from(DEPTH)),
             staging: vec![0; STAGING_BYTES].into(),
+            now_ns: 0,
             counters,
         };
         Ok((remote, control))
@@ -209,7 +213,8 @@ impl Remote {
                 bytes: if parent.op.is_ranged() { 0 } else { bytes as u32 },
             };
             let Ok(slot) = link.queue.submit(&request) else { return };
-            self.commands[usize::from(slot)] = Command { parent: index, start: parent.issued };
+            self.commands[usize::from(slot)] =
+                Command { parent: index, start: parent.issued, made_ns: self.now_ns };
             parent.was_sent = true;
             parent.commands += 1;
             parent.issued += bytes;
@@ -238,7 +243,7 @@ impl Remote {
                 let fits = match piece {
                     Piece::Bytes(bytes) => gather.push(bytes),
                     Piece::Data { slot, offset, len } => {
-                        let Command { parent, start } = self.commands[usize::from(slot)];
+                        let Command { parent, start, .. } = self.commands[usize::from(slot)];
                         let segments = &self.parents[usize::from(parent)].segments;
                         socket::range(segments, start as usize + offset as usize, len as usize)
                             .all(|segment| gather.push_segment(&segment))
@@ -271,7 +276,7 @@ impl Remote {
             let (received, room) = match link.queue.wants() {
                 Want::Data { slot, offset, len } if !link.queue.has_data_digest() => {
                     let mut scatter = Scatter::new();
-                    let Command { parent, start } = self.commands[usize::from(slot)];
+                    let Command { parent, start, .. } = self.commands[usize::from(slot)];
                     let segments = &self.parents[usize::from(parent)].segments;
                     let start = start as usize + offset as usize;
                     for segment in socket::range(segments, start, len as usize) {
@@ -317,7 +322,7 @@ impl Remote {
                 }
                 Want::Data { slot, offset, len } => {
                     let (data, behind) = rest.split_at(rest.len().min(len as usize));
-                    let Command { parent, start } = self.commands[usize::from(slot)];
+                    let Command { parent, start, .. } = self.commands[usize::from(slot)];
                     let segments = &self.parents[usize::from(parent)].segments;
                     let start = start as usize + offset as usize;
                     let mut at = 0;
@@ -336,7 +341,8 @@ impl Remote {
     /// Ends I/Os whose commands have ended.
     fn collect(&mut self) {
         while let Some(ended) = self.link.as_mut().and_then(|link| link.queue.next_ended()) {
-            let index = self.commands[usize::from(ended.slot)].parent;
+            let Command { parent: index, made_ns, .. } = self.commands[usize::from(ended.slot)];
+            self.counters.round_trip.record(self.now_ns.saturating_sub(made_ns));
             let parent = &mut self.parents[usize::from(index)];
             parent.commands -= 1;
             let status = status_of(ended.status);
@@ -381,7 +387,8 @@ impl BlockDevice for Remote {
         self.geometry
     }
 
-    fn submit(&mut self, _now_ns: u64, io: &Io) -> Result<(), Full> {
+    fn submit(&mut self, now_ns: u64, io: &Io) -> Result<(), Full> {
+        self.now_ns = now_ns;
         if self.in_flight() == u32::from(DEPTH) {
             return Err(Full);
         }
@@ -421,6 +428,7 @@ impl BlockDevice for Remote {
     }
 
     fn reap(&mut self, now_ns: u64, done: &mut Dones) {
+        self.now_ns = now_ns;
         self.listen(now_ns);
         self.release_changes(now_ns);
         if let Err(reason) = self.drive() {
@@ -463,7 +471,7 @@ fn send_copied(
     parents: &[Parent],
 ) -> io::Result<()> {
     let filled = link.queue.fill(staging, |slot, offset, place| {
-        let Command { parent, start } = commands[usize::from(slot)];
+        let Command { parent, start, .. } = commands[usize::from(slot)];
         let segments = &parents[usize::from(parent)].segments;
         let mut at = 0;
         for segment in socket::range(segments, start as usize + offset as usize, place.len()) {

@@ -6,10 +6,11 @@
 mod network;
 mod storage;
 
-pub use network::{Exit, Network, PortParts, Queue};
+pub use network::{Exit, Network, PortParts, Queue, TAPS};
 pub use storage::{Left, Storage, User, VolumeSlot};
 
 use crate::bell::Bell;
+use crate::capture::Tap;
 use crate::clock;
 use crate::config::plan::WaitMode;
 use crate::counters::Counter;
@@ -66,6 +67,10 @@ pub enum Message {
     RemoveUser(u32, u16),
     /// Have an export, of the volume of this number, list these; those from before come back.
     ListOthers(u32, u16, Vec<discovery::Entry>),
+    /// Let this tap look at packets; it comes back when there is no room for it.
+    Tap(Box<Tap>),
+    /// Let the tap of this capture go; it comes back.
+    Untap(u64),
     /// Finish the turn, end everything, return.
     Stop,
 }
@@ -85,6 +90,8 @@ pub enum Retired {
     Frames(Box<FreeList>),
     /// What an export listed before.
     Listed(Vec<discovery::Entry>),
+    /// A tap that has left, or found no room; nothing when it was taken in, or was not there.
+    Tap(Option<Box<Tap>>),
     /// A user or a volume that has left.
     Storage(Left),
 }
@@ -295,6 +302,14 @@ impl Worker {
             Message::ListOthers(number, owner, others) => {
                 let before = self.storage.list_others(number, owner, others);
                 self.retire(Retired::Listed(before));
+            }
+            Message::Tap(tap) => {
+                let refused = self.network.add_tap(tap);
+                self.retire(Retired::Tap(refused));
+            }
+            Message::Untap(id) => {
+                let tap = self.network.remove_tap(id);
+                self.retire(Retired::Tap(tap));
             }
             Message::Stop => self.stopping = true,
         }

@@ -3,6 +3,7 @@
 //! Conservation: every packet received here leaves through `tx`, crosses to a peer, is held for
 //! an unresolved next hop, or ends with a counted reason.
 
+use crate::capture::{Stage, Tap};
 use crate::config::diff::PORT_NUMBERS_MAX;
 use crate::config::plan::WORKER_QUEUES_MAX;
 use crate::counters::PortCounters;
@@ -23,6 +24,9 @@ pub const HELD: usize = 48;
 /// For how long a packet is held.
 pub const HELD_NS: u64 = 3_000_000_000;
 
+/// Taps of one worker: one of each capture.
+pub const TAPS: usize = 4;
+
 /// Queues that a worker has room for: those of a plan, and those of the plan that replaces it.
 const QUEUES_MAX: usize = 2 * WORKER_QUEUES_MAX;
 
@@ -37,6 +41,9 @@ pub enum Exit {
     Nowhere,
 }
 
+#[allow(clippy::vec_box, reason = "a tap that leaves goes back in the box it came in")]
+type Taps = ArrayVec<Box<Tap>, TAPS>;
+
 /// One port queue that the worker owns.
 #[derive(Debug)]
 pub struct Queue {
@@ -45,12 +52,24 @@ pub struct Queue {
     /// The way in and out.
     pub port: AnyPort,
     out: Burst,
+    /// Packets at the front of `out` that taps have seen.
+    shown: usize,
 }
 
 impl Queue {
+    /// Sends what the port takes of `out`, from its front.
+    #[inline]
+    fn send(&mut self, taps: &mut Taps, now_ns: u64, free: &mut FreeList) {
+        if !taps.is_empty() {
+            show(taps, now_ns, self.id, Stage::Out, &self.out[self.shown..]);
+        }
+        self.port.tx(&mut self.out, free);
+        self.shown = self.out.len();
+    }
+
     /// A queue of port `id`.
     pub fn new(id: PortId, port: AnyPort) -> Queue {
-        Queue { id, port, out: Burst::new() }
+        Queue { id, port, out: Burst::new(), shown: 0 }
     }
 }
 
@@ -84,6 +103,9 @@ pub struct Network {
     leaving: Option<Box<PortParts>>,
     /// For the port that leaves: packets that each peer had sent when it began to.
     under_way: Vec<usize>,
+    taps: Taps,
+    /// When the turn began.
+    now_ns: u64,
 }
 
 #[derive(Debug)]
@@ -116,7 +138,20 @@ impl Network {
             counters,
             nobody: Arc::default(),
             leaving: None,
+            taps: Taps::new(),
+            now_ns: 0,
         }
+    }
+
+    /// Lets a tap look at packets from now on; gives it back when there are [`TAPS`] already.
+    pub fn add_tap(&mut self, tap: Box<Tap>) -> Option<Box<Tap>> {
+        self.taps.try_push(tap).err().map(|full| full.element())
+    }
+
+    /// Takes the tap of a capture out.
+    pub fn remove_tap(&mut self, id: u64) -> Option<Box<Tap>> {
+        let index = self.taps.iter().position(|tap| tap.id == id)?;
+        Some(self.taps.swap_remove(index))
     }
 
     /// Takes a port in. Nothing leads to it before tables that know it.
@@ -151,7 +186,7 @@ impl Network {
         let mut parts = self.leaving.take()?;
         while let Some(index) = self.queues.iter().position(|queue| queue.id == parts.id) {
             let mut queue = self.queues.remove(index);
-            queue.port.tx(&mut queue.out, free);
+            queue.send(&mut self.taps, self.now_ns, free);
             for packet in std::mem::take(&mut queue.out) {
                 self.drop(packet, DropReason::PortDown, free);
             }
@@ -176,10 +211,14 @@ impl Network {
 
     /// One round: receive, decide, send. Returns the packets moved.
     pub fn turn(&mut self, now_ns: u64, free: &mut FreeList) -> usize {
+        self.now_ns = now_ns;
         let mut moved = 0;
         for index in 0..self.queues.len() {
             let mut burst = Burst::new();
             self.queues[index].port.rx(&mut burst, free);
+            if !self.taps.is_empty() {
+                show(&mut self.taps, now_ns, self.queues[index].id, Stage::In, &burst);
+            }
             moved += burst.len();
             self.decide(now_ns, burst, free);
         }
@@ -188,7 +227,7 @@ impl Network {
             self.expire_held(now_ns, free);
         }
         for queue in &mut self.queues {
-            queue.port.tx(&mut queue.out, free);
+            queue.send(&mut self.taps, now_ns, free);
         }
         for peer in self.peers.iter_mut().flatten() {
             peer.settle(free, false);
@@ -289,7 +328,7 @@ impl Network {
         }
         for index in 0..self.queues.len() {
             let queue = &mut self.queues[index];
-            queue.port.tx(&mut queue.out, free);
+            queue.send(&mut self.taps, self.now_ns, free);
             for packet in std::mem::take(&mut queue.out) {
                 self.drop(packet, DropReason::Stopping, free);
             }
@@ -317,7 +356,7 @@ impl Network {
             Exit::Queue(index) => {
                 let queue = &mut self.queues[usize::from(index)];
                 if queue.out.is_full() {
-                    queue.port.tx(&mut queue.out, free);
+                    queue.send(&mut self.taps, self.now_ns, free);
                 }
                 if let Err(full) = queue.out.try_push(packet) {
                     self.drop(full.element(), DropReason::TxQueueFull, free);
@@ -368,11 +407,22 @@ impl Network {
         }
     }
 
-    fn drop(&self, packet: Packet, reason: DropReason, free: &mut FreeList) {
+    fn drop(&mut self, packet: Packet, reason: DropReason, free: &mut FreeList) {
+        for tap in self.taps.iter_mut().filter(|tap| tap.is_on(packet.ingress, Stage::Drop)) {
+            tap.see(self.now_ns, Stage::Drop, &packet, Some(reason));
+        }
         let counters = &self.counters[usize::from(packet.ingress.0)];
         if reason == DropReason::PartialChecksum {
             counters.partial_checksums.add(1);
         }
         packet.drop_with(reason, &counters.drops, free);
+    }
+}
+
+/// Shows packets of a port to the taps that look at it.
+#[cold]
+fn show(taps: &mut Taps, now_ns: u64, port: PortId, stage: Stage, packets: &[Packet]) {
+    for tap in taps.iter_mut().filter(|tap| tap.is_on(port, stage)) {
+        packets.iter().for_each(|packet| tap.see(now_ns, stage, packet, None));
     }
 }

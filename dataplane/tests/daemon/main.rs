@@ -8,6 +8,7 @@
 mod netns;
 
 mod apply;
+mod capture;
 mod clean;
 mod crash;
 mod disk;

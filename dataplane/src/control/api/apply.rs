@@ -4,6 +4,7 @@
 //! Only root and the daemon's own user may ask. The text is checked by the daemon; `file` is the
 //! name that errors show. One apply is done at a time: who asks meanwhile is told so.
 
+use super::capture;
 use super::{Answer, AskError, ask, wrong_answer};
 use crate::config::FILE_BYTES_MAX;
 use crate::config::diff::Difference;
@@ -69,14 +70,36 @@ struct Job {
     answer: Sender<Answered>,
 }
 
-/// Where the socket's thread leaves what control is to do: one job at a time.
-#[derive(Clone, Debug, Default)]
+/// Captures that wait for control.
+const CAPTURES: usize = 8;
+
+/// Where the socket's thread leaves what control is to do: one apply at a time, and captures.
+#[derive(Clone, Debug)]
 pub struct Desk {
     job: Arc<Mutex<Option<Job>>>,
     is_busy: Arc<AtomicBool>,
+    captures_in: Sender<capture::Job>,
+    captures: Receiver<capture::Job>,
+}
+
+impl Default for Desk {
+    fn default() -> Desk {
+        let (captures_in, captures) = bounded(CAPTURES);
+        Desk { job: Arc::default(), is_busy: Arc::default(), captures_in, captures }
+    }
 }
 
 impl Desk {
+    /// Leaves a capture that is to begin; whether there was room.
+    pub(super) fn put_capture(&self, job: capture::Job) -> bool {
+        self.captures_in.try_send(job).is_ok()
+    }
+
+    /// Captures that are to begin.
+    pub fn captures(&self) -> impl Iterator<Item = capture::Job> + '_ {
+        self.captures.try_iter()
+    }
+
     /// Leaves a request; `None`: another one is being done.
     pub(super) fn put(&self, request: Request) -> Option<Receiver<Answered>> {
         if self.is_busy.swap(true, Ordering::AcqRel) {

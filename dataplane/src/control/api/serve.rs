@@ -1,7 +1,9 @@
 //! One thread, all clients, no waiting for any of them.
 
 use super::apply::{APPLY_BYTES_MAX, APPLY_DEADLINE, Answered, Desk};
+use super::capture;
 use super::{Answer, CLIENT_DEADLINE, CLIENTS_MAX, REQUEST_BYTES_MAX, Request, Source, What};
+use crate::capture::Filter;
 use crossbeam::channel::{Receiver, TryRecvError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, ErrorKind, Read, Write};
@@ -193,9 +195,27 @@ impl Client {
                 self.asked = Some(asked);
                 self.deadline = now + APPLY_DEADLINE;
             }
+            Reply::Capture(request, filter) => match self.hand_over(request, filter, desk) {
+                Ok(()) => return Fate::Close,
+                Err(why) => self.answer = line(&Answer::Error(why)),
+            },
         }
         self.request.drain(..=end);
         if self.asked.is_some() { Fate::Keep } else { self.send(now) }
+    }
+
+    /// Gives the connection to a capture: whatever is said on it from now on is the capture's.
+    fn hand_over(
+        &self,
+        request: capture::Request,
+        filter: Filter,
+        desk: &Desk,
+    ) -> Result<(), String> {
+        let stream = self.stream.try_clone().map_err(|error| format!("no descriptor: {error}"))?;
+        match desk.put_capture(capture::Job { stream, request, filter }) {
+            true => Ok(()),
+            false => Err("too many captures wait to begin; try again".into()),
+        }
     }
 
     /// Sends control's answer once it is there.
@@ -274,6 +294,7 @@ fn is_trusted(stream: &UnixStream) -> bool {
 enum Reply {
     Now(Answer),
     Later(Receiver<Answered>),
+    Capture(capture::Request, Filter),
 }
 
 fn reply(request: &[u8], source: &dyn Source, desk: &Desk, is_trusted: bool) -> Reply {
@@ -287,7 +308,16 @@ fn reply(request: &[u8], source: &dyn Source, desk: &Desk, is_trusted: bool) -> 
             Some(asked) => Reply::Later(asked),
             None => refuse("another apply is being done; try again when it has ended"),
         },
-        Err(_) => refuse(r#"not understood; ask {"get":"stats"}, or {"apply":{…}}"#),
+        Ok(Request::Capture { .. }) if !is_trusted => {
+            refuse("only root and the daemon's own user may capture packets")
+        }
+        Ok(Request::Capture { capture }) => match capture::check(&capture) {
+            Ok(filter) => Reply::Capture(capture, filter),
+            Err(why) => refuse(&why),
+        },
+        Err(_) => {
+            refuse(r#"not understood; ask {"get":"stats"}, {"apply":{…}} or {"capture":{…}}"#)
+        }
     }
 }
 
@@ -308,7 +338,7 @@ mod tests {
         bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
             let answer = match reply(bytes, &source, &Desk::default(), true) {
                 Reply::Now(answer) => answer,
-                Reply::Later(_) => return,
+                Reply::Later(_) | Reply::Capture(..) => return,
             };
             let line = line(&answer);
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);

@@ -1,7 +1,7 @@
 //! What an export counts.
 
 use crate::counters::Counter;
-use crate::volume::{Op, Status};
+use crate::volume::{Latencies, Op, Status};
 use outboard_rdma::nvmf::Fault;
 
 /// Why a connection ended.
@@ -95,6 +95,8 @@ pub struct ExportCounters {
     pub fences: Counter,
     /// Commands refused because they belonged to an epoch of the past.
     pub stale_refusals: Counter,
+    /// How long commands took, from being whole here to their end.
+    pub latency: Latencies,
     ends: [Counter; End::ALL.len()],
     faults: [Counter; Fault::ALL.len()],
     statuses: [Counter; Status::ALL.len()],
@@ -118,6 +120,7 @@ impl Default for ExportCounters {
             digest_errors: Counter::default(),
             fences: Counter::default(),
             stale_refusals: Counter::default(),
+            latency: Latencies::default(),
             ends: std::array::from_fn(|_| Counter::default()),
             faults: std::array::from_fn(|_| Counter::default()),
             statuses: std::array::from_fn(|_| Counter::default()),

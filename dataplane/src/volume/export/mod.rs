@@ -159,6 +159,10 @@ pub struct Export {
     backlog: VecDeque<u16>,
     /// I/Os that the volume has.
     in_flight: u32,
+    /// When each command was taken, by `Tag::slot`.
+    begun_ns: Box<[u64]>,
+    /// When the turn began.
+    now_ns: u64,
     /// Memory or room in an outbox became free since held connections were last looked at.
     has_freed: bool,
     /// A host's Fence command waits for its answer.
@@ -217,6 +221,8 @@ impl Export {
             pool: Pool::new(config.connections, config.shared_frames, free),
             backlog: VecDeque::with_capacity(usize::from(config.connections) * usize::from(slots)),
             in_flight: 0,
+            begun_ns: vec![0; usize::from(config.connections) * usize::from(slots)].into(),
+            now_ns: 0,
             has_freed: false,
             has_fence: false,
             doorway,
@@ -237,6 +243,7 @@ impl Export {
     /// As [`poll`](Self::poll) for an export that leaves: nothing is accepted or received any
     /// more, what came before goes on. Returns commands moved.
     pub fn finish(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> usize {
+        self.now_ns = now_ns;
         self.retry(now_ns, volume)
     }
 
@@ -254,6 +261,7 @@ impl Export {
     /// One look at everything that may have come; submits commands to `volume`. Returns messages
     /// and commands moved.
     pub fn poll(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> usize {
+        self.now_ns = now_ns;
         let mut moved = self.accept(now_ns);
         if now_ns.saturating_sub(self.ticked_ns) >= TICK_NS {
             self.ticked_ns = now_ns;
@@ -311,12 +319,16 @@ impl Export {
             // Durable means written, then flushed: the command goes on as a flush.
             self.backlog.push_back(done.tag.slot);
         } else {
+            let begun_ns = self.begun_ns[usize::from(done.tag.slot)];
+            self.counters.latency.record(op, self.now_ns.saturating_sub(begun_ns));
             self.end(index, slot, status_of(op, done.status));
         }
         if op == Op::Discard {
             // The next range of its list.
             while let Some(slot) = self.connections[usize::from(index)].next_command() {
-                self.backlog.push_back(index * self.slots + slot);
+                let number = index * self.slots + slot;
+                self.begun_ns[usize::from(number)] = self.now_ns;
+                self.backlog.push_back(number);
             }
         }
     }
@@ -465,6 +477,7 @@ impl Export {
 
     /// Submits a command, or puts it in line.
     fn submit(&mut self, now_ns: u64, number: u16, volume: &mut impl BlockDevice) {
+        self.begun_ns[usize::from(number)] = now_ns;
         if self.connections[usize::from(number / self.slots)].is_stale {
             self.end(number / self.slots, number % self.slots, StatusCode::STALE_EPOCH);
         } else if !self.backlog.is_empty() || !self.try_submit(now_ns, number, volume) {

@@ -1,6 +1,6 @@
 //! What control and the worker exchange about a remote volume's connection.
 
-use crate::counters::Counter;
+use crate::counters::{Counter, Histogram};
 use crate::volume::Status;
 use crossbeam::channel::{Receiver, Sender};
 use outboard_dma::EventFd;
@@ -137,6 +137,8 @@ pub struct RemoteCounters {
     pub in_flight: Counter,
     /// I/Os that were in flight on a lost connection and were sent again on the next one.
     pub reissued: Counter,
+    /// How long commands took, from being made to their completion.
+    pub round_trip: Histogram,
     /// The longest time without a connection, in milliseconds.
     pub longest_outage_ms: Counter,
     /// Connections made after the first. Control's.
