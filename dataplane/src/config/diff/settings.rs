@@ -120,7 +120,7 @@ fn volume(volume: &Volume) -> Settings {
         ("read_only", read_only.to_string()),
     ]);
     all.extend(match backing {
-        Backing::Mem { bytes } => settings([("kind", "mem".into()), ("size", bytes.to_string())]),
+        Backing::Mem { bytes } => settings([("kind", "mem".into()), ("size", size(*bytes))]),
         Backing::File { path, create_bytes } => {
             // What a file is made with when it is missing says nothing about one that is open.
             let _ = create_bytes;
@@ -137,6 +137,14 @@ fn volume(volume: &Volume) -> Settings {
         ]),
     });
     all
+}
+
+/// As one would write it: in the largest unit that divides it.
+fn size(bytes: u64) -> String {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let unit = units.into_iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift && bytes > 0);
+    let (name, shift) = unit.unwrap_or(("B", 0));
+    format!("{}{name}", bytes >> shift)
 }
 
 fn export(plan: &Plan, export: &Export) -> Settings {

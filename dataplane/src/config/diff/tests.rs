@@ -89,7 +89,7 @@ fn another_volume_is_another_disk() {
     assert_eq!(actions(&difference), expected);
     let text = difference.to_string();
     assert!(text.contains("-/+ disk \"vda\" (made anew with its volume)\n"), "{text}");
-    assert!(text.contains("      size = 2097152 (was 1048576)\n"), "{text}");
+    assert!(text.contains("      size = 2MiB (was 1MiB)\n"), "{text}");
     let difference = with("'ram'", "'rom'");
     let expected =
         [(Kind::Volume, "ram", Remove), (Kind::Volume, "rom", Add), (Kind::Disk, "vda", Remake)];
