@@ -268,6 +268,8 @@ pub enum Backing {
         nqn: String,
         /// Namespace identifier, from 1.
         nsid: u32,
+        /// Its size; `None`: whatever the target has.
+        bytes: Option<u64>,
         /// How long I/O waits for a connection that was lost; zero: not at all.
         loss_timeout: Duration,
         /// How long a target that does not fence may still work on what it was sent before.

@@ -41,16 +41,20 @@ const DIGESTS: &[(&str, Digests)] = &[
 const BLOCK_SIZES: [u64; 2] = [512, 4096];
 
 /// Keys that only one kind of volume has, and what to write elsewhere.
-const KEYS_OF_KINDS: &[(&str, Kind, &str)] = &[
-    ("size", Kind::Mem, "only for kind = \"mem\"; a file is made with `create = SIZE`"),
-    ("path", Kind::File, "only for kind = \"file\""),
-    ("create", Kind::File, "only for kind = \"file\""),
-    ("address", Kind::Remote, "only for kind = \"remote\""),
-    ("nqn", Kind::Remote, "only for kind = \"remote\""),
-    ("nsid", Kind::Remote, "only for kind = \"remote\""),
-    ("loss_timeout_s", Kind::Remote, "only for kind = \"remote\""),
-    ("quiesce_ms", Kind::Remote, "only for kind = \"remote\""),
-    ("digests", Kind::Remote, "only for kind = \"remote\""),
+const KEYS_OF_KINDS: &[(&str, &[Kind], &str)] = &[
+    (
+        "size",
+        &[Kind::Mem, Kind::Remote],
+        "only for kind = \"mem\" and \"remote\"; a file is made with `create = SIZE`",
+    ),
+    ("path", &[Kind::File], "only for kind = \"file\""),
+    ("create", &[Kind::File], "only for kind = \"file\""),
+    ("address", &[Kind::Remote], "only for kind = \"remote\""),
+    ("nqn", &[Kind::Remote], "only for kind = \"remote\""),
+    ("nsid", &[Kind::Remote], "only for kind = \"remote\""),
+    ("loss_timeout_s", &[Kind::Remote], "only for kind = \"remote\""),
+    ("quiesce_ms", &[Kind::Remote], "only for kind = \"remote\""),
+    ("digests", &[Kind::Remote], "only for kind = \"remote\""),
 ];
 
 /// What this file reads.
@@ -96,14 +100,14 @@ fn read_volume(mut section: Section, names: &mut Names, shared: &mut Shared) -> 
     let kind = kind.map(|kind| kind.value);
     for (key, of, why) in KEYS_OF_KINDS {
         match kind {
-            Some(kind) if kind != *of => section.refuse(key, why, &mut shared.sink),
+            Some(kind) if !of.contains(&kind) => section.refuse(key, why, &mut shared.sink),
             _ => section.allow(key),
         }
     }
     let backing = match kind {
         Some(Kind::Mem) => read_mem(&mut section, block_bytes, shared),
         Some(Kind::File) => read_file(&mut section, block_bytes, read_only, shared),
-        Some(Kind::Remote) => read_remote(&mut section, shared),
+        Some(Kind::Remote) => read_remote(&mut section, block_bytes, shared),
         None => None,
     };
     section.finish(&mut shared.sink);
@@ -161,7 +165,11 @@ fn read_file(
     Some(Backing::File { path: path.value, create_bytes: create.map(|create| create.value) })
 }
 
-fn read_remote(section: &mut Section, shared: &mut Shared) -> Option<Backing> {
+fn read_remote(section: &mut Section, block_bytes: u64, shared: &mut Shared) -> Option<Backing> {
+    let size = section.optional("size", &mut shared.sink, value::size);
+    if let Some(size) = &size {
+        check_blocks("size", size, block_bytes, shared);
+    }
     let sink = &mut shared.sink;
     let want = "\"192.0.2.2:4420\"";
     let address = section.required("address", want, sink, value::socket_address);
@@ -183,6 +191,7 @@ fn read_remote(section: &mut Section, shared: &mut Shared) -> Option<Backing> {
         address: address?.value,
         nqn: nqn?.value,
         nsid: nsid.map_or(1, |nsid| nsid.value as u32),
+        bytes: size.map(|size| size.value),
         loss_timeout: Duration::from_secs(patience.map_or(LOSS_TIMEOUT_S, |given| given.value)),
         quiesce: Duration::from_millis(quiesce.map_or(QUIESCE_MS, |given| given.value)),
         digests: digests.map_or(Digests::None, |digests| digests.value),

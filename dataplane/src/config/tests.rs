@@ -523,7 +523,13 @@ fn volumes_are_consistent() {
         (
             "kind = 'file'\npath = '/x'\nsize = '1MiB'",
             "`size` of [[volume]] does not belong here",
-            "only for kind = \"mem\"; a file is made with `create = SIZE`",
+            "only for kind = \"mem\" and \"remote\"; a file is made with `create = SIZE`",
+        ),
+        (
+            "kind = 'remote'\nnqn = 'nqn.2025-01.x:y'\naddress = '192.0.2.1:1'\nsize = '1536B'\n\
+             block_bytes = 4096",
+            "`size` of [[volume]] is 1536 bytes",
+            "want a multiple of `block_bytes`, 4096",
         ),
         (
             "kind = 'file'\npath = 'x'",

@@ -8,6 +8,12 @@
 //! is not used, and I/O ends as `MediumReplaced` until the right one is back; one that has given
 //! this volume's place to another process ends it as `Stale` for good.
 //!
+//! A volume whose size and unit are stated needs no target to begin with: it starts without a
+//! connection, as after a loss, and a target that has another size or unit is not used.
+//!
+//! A target that does not fence may still work on what an earlier process was sent: what changes
+//! the content waits `quiesce` after the first connection too.
+//!
 //! What notices that a target has gone: its closing of the connection; [`UNACKNOWLEDGED_MAX`]
 //! without an acknowledgement of its kernel; [`ANSWER_MAX`] without an answer to a keep-alive,
 //! which is sent every [`KEEP_ALIVE_EVERY`] on the admin queue. A slow medium is none of these: an
@@ -19,9 +25,10 @@ mod keeper;
 use crate::clock::now_ns;
 use crate::volume::remote::{Remote, RemoteCounters};
 use crate::volume::{BlockDevice, Dones, Geometry};
-use association::{Epoch, Patience, associate};
+use association::{Epoch, Expected, Patience, associate};
 use keeper::Keeper;
 use outboard_dma::EventFd;
+use outboard_rdma::nvmf::identify::Namespace;
 use outboard_rdma::nvmf::initiator::SetupError;
 use outboard_rdma::nvmf::{Digests, Nqn, StatusCode};
 use std::io;
@@ -29,7 +36,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long connecting, setting up and fencing may take, all together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,6 +117,19 @@ pub enum ConnectError {
         /// The subsystem.
         nqn: String,
     },
+    /// The target has another size or unit than is stated.
+    #[error(
+        "{address}, subsystem {nqn}: {difference}; it is not used. Correct `size`, `block_bytes` \
+         or `read_only`"
+    )]
+    Geometry {
+        /// The target.
+        address: SocketAddr,
+        /// The subsystem.
+        nqn: String,
+        /// What is there, and what is stated.
+        difference: String,
+    },
     /// Another process has taken this volume's place.
     #[error(
         "{address}, subsystem {nqn}: another process with the name and volume of this one on this \
@@ -155,6 +175,8 @@ pub struct Wanted {
     pub quiesce: Duration,
     /// How long I/O waits for a connection that was lost; zero: not at all.
     pub loss_timeout: Duration,
+    /// The size and unit that the target must have; with them the volume starts without it.
+    pub stated: Option<Geometry>,
 }
 
 impl Wanted {
@@ -170,6 +192,7 @@ impl Wanted {
             user: format!("{}.{number}", std::process::id()),
             quiesce: QUIESCE,
             loss_timeout: LOSS_TIMEOUT,
+            stated: None,
         }
     }
 }
@@ -237,7 +260,8 @@ impl Remote {
         Remote::connect_as(&Wanted::new(address, nqn, nsid))
     }
 
-    /// The same for a user with a name.
+    /// The same for a user with a name. A volume whose geometry is stated does not wait for a
+    /// target that cannot be reached.
     pub fn connect_as(wanted: &Wanted) -> Result<(Remote, Connector), ConnectError> {
         let address = wanted.address;
         let name = Nqn::from(&wanted.nqn).ok().filter(|nqn| !nqn.is_empty());
@@ -250,22 +274,40 @@ impl Remote {
         let prepare = |source| ConnectError::Prepare { address, source };
         let stop = Arc::new(EventFd::new().map_err(prepare)?);
         let patience = Patience::new(&stop);
-        let (association, link, namespace) = associate(&place, None, Epoch::NONE, &patience)?;
-        let geometry = Geometry {
-            block_bytes: namespace.block_bytes,
-            blocks: namespace.blocks,
-            read_only: namespace.read_only,
+        let begun = Instant::now();
+        let first = match associate(&place, Expected::Anything, Epoch::NONE, &patience) {
+            Ok(first) => Ok(first),
+            Err(error) => match (&error, wanted.stated) {
+                (ConnectError::Connect { .. } | ConnectError::Broken { .. }, Some(stated)) => {
+                    tracing::warn!("{error}; trying again");
+                    Err((error.to_string(), stated))
+                }
+                _ => return Err(error),
+            },
+        };
+        let geometry = match &first {
+            Ok((_, _, namespace)) => geometry_of(namespace),
+            Err((_, stated)) => *stated,
         };
         let (mut remote, control) = Remote::new(geometry, wanted.loss_timeout).map_err(prepare)?;
-        control.hand_over(link);
-        remote.reap(now_ns(), &mut Dones::new());
-        let state = Arc::new(Mutex::new("ready".to_owned()));
+        let state = first.as_ref().map_or_else(|(why, _)| why.clone(), |_| "ready".to_owned());
+        let state = Arc::new(Mutex::new(state));
+        let (association, namespace) = match first {
+            Ok((association, mut link, namespace)) => {
+                link.changes_from_ns = association.changes_from_ns(wanted.quiesce, begun);
+                control.hand_over(link);
+                remote.reap(now_ns(), &mut Dones::new());
+                (Some(association), Some(namespace))
+            }
+            Err(_) => (None, None),
+        };
         let counters = control.counters();
         let keeper = Keeper {
             place,
             namespace,
+            stated: wanted.stated,
             quiesce: wanted.quiesce,
-            epoch: association.epoch,
+            epoch: association.as_ref().map_or(Epoch::NONE, |first| first.epoch),
             control,
             counters: Arc::clone(&counters),
             stop: Arc::clone(&stop),
@@ -277,6 +319,11 @@ impl Remote {
             .map_err(prepare)?;
         Ok((remote, Connector { stop, state, counters, thread: Some(thread) }))
     }
+}
+
+fn geometry_of(namespace: &Namespace) -> Geometry {
+    let Namespace { block_bytes, blocks, read_only, .. } = *namespace;
+    Geometry { block_bytes, blocks, read_only }
 }
 
 /// This machine as a host: its machine-id where there is one, else what its kernel drew when it

@@ -46,6 +46,11 @@ pub enum StoreError {
     BlockSize { name: String, configured: u32, found: u32 },
     #[error("disk `{name}`: {source}")]
     Disk { name: String, source: VhostError },
+    #[error(
+        "volume `{name}` has {configured} bytes, but its target's has {found}; \
+         set `size = {found}` in that [[volume]], or leave it out"
+    )]
+    Size { name: String, configured: u64, found: u64 },
     #[error("export of volume `{name}`: {source}")]
     Export { name: String, source: ExportError },
     #[error("export of volume `{name}`: {source}")]
@@ -519,7 +524,7 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
             }
             Ok((Volume::File(file), None))
         }
-        Backing::Remote { address, nqn, nsid, digests, loss_timeout, quiesce } => {
+        Backing::Remote { address, nqn, nsid, bytes, digests, loss_timeout, quiesce } => {
             let target = Wanted {
                 address: *address,
                 nqn: nqn.clone(),
@@ -528,12 +533,20 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
                 user: format!("{host}/{}", wanted.name),
                 quiesce: *quiesce,
                 loss_timeout: *loss_timeout,
+                stated: bytes.filter(|_| block_bytes != 0).map(|bytes| {
+                    let blocks = bytes / u64::from(block_bytes);
+                    Geometry { block_bytes, blocks, read_only }
+                }),
             };
             let (remote, connector) = Remote::connect_as(&target)
                 .map_err(|source| StoreError::Remote { name: name(), source })?;
             let found = remote.geometry().block_bytes;
             if block_bytes != 0 && found != block_bytes {
                 return Err(StoreError::BlockSize { name: name(), configured: block_bytes, found });
+            }
+            let found = remote.geometry().bytes();
+            if let Some(configured) = bytes.filter(|bytes| *bytes != found) {
+                return Err(StoreError::Size { name: name(), configured, found });
             }
             let remote = if read_only { remote.read_only() } else { remote };
             Ok((Volume::Remote(remote), Some(connector)))

@@ -5,6 +5,7 @@
 //! Needs root for one small file system that a test mounts.
 
 mod apply;
+mod cold;
 mod full;
 mod guest;
 mod host;

@@ -126,15 +126,18 @@ fn volume(volume: &Volume) -> Settings {
             let _ = create_bytes;
             settings([("kind", "file".into()), ("path", path.display().to_string())])
         }
-        Backing::Remote { address, nqn, nsid, digests, loss_timeout, quiesce } => settings([
-            ("kind", "remote".into()),
-            ("address", address.to_string()),
-            ("nqn", nqn.clone()),
-            ("nsid", nsid.to_string()),
-            ("loss_timeout_s", loss_timeout.as_secs().to_string()),
-            ("quiesce_ms", quiesce.as_millis().to_string()),
-            ("digests", digests.name().into()),
-        ]),
+        Backing::Remote { address, nqn, nsid, bytes, digests, loss_timeout, quiesce } => {
+            settings([
+                ("kind", "remote".into()),
+                ("address", address.to_string()),
+                ("nqn", nqn.clone()),
+                ("nsid", nsid.to_string()),
+                ("size", bytes.map_or("the target's".into(), |bytes| bytes.to_string())),
+                ("loss_timeout_s", loss_timeout.as_secs().to_string()),
+                ("quiesce_ms", quiesce.as_millis().to_string()),
+                ("digests", digests.name().into()),
+            ])
+        }
     });
     all
 }

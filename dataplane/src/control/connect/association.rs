@@ -1,7 +1,8 @@
 //! One association with a target: its set-up, and its admin queue's connection from then on.
 
-use super::{CONNECT_TIMEOUT, ConnectError, KEEP_ALIVE_MS, Place, UNACKNOWLEDGED_MAX};
+use super::{CONNECT_TIMEOUT, ConnectError, KEEP_ALIVE_MS, Place, UNACKNOWLEDGED_MAX, geometry_of};
 use crate::clock::now_ns;
+use crate::volume::Geometry;
 use crate::volume::remote::{DEPTH, Link};
 use outboard_dma::EventFd;
 use outboard_rdma::nvmf::capsule::{Sqe, admin};
@@ -32,6 +33,47 @@ impl Epoch {
     pub const NONE: Epoch = Epoch(0);
 }
 
+/// What a target must have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Expected<'a> {
+    /// Whatever it has.
+    Anything,
+    /// A namespace of this size and unit.
+    Geometry(Geometry),
+    /// This namespace.
+    Namespace(&'a Namespace),
+}
+
+impl Expected<'_> {
+    fn check(&self, place: &Place, found: &Namespace) -> Result<(), ConnectError> {
+        let Place { address, nqn, .. } = *place;
+        let nqn = nqn.to_string();
+        match self {
+            Expected::Namespace(known) if *known != found => {
+                Err(ConnectError::Changed { address, nqn })
+            }
+            Expected::Geometry(stated) => {
+                let found = geometry_of(found);
+                // What can be written may be used for reading alone.
+                let is_it = Geometry { read_only: stated.read_only, ..found } == *stated
+                    && (stated.read_only || !found.read_only);
+                if is_it {
+                    return Ok(());
+                }
+                let (stated, found) = (words(stated), words(&found));
+                let difference = format!("{found}, where the [[volume]] states {stated}");
+                Err(ConnectError::Geometry { address, nqn, difference })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn words(geometry: &Geometry) -> String {
+    let kind = if geometry.read_only { ", read-only" } else { "" };
+    format!("{} bytes in blocks of {}{kind}", geometry.bytes(), geometry.block_bytes)
+}
+
 /// The admin queue's connection, and a second handle of the I/O queue's.
 #[derive(Debug)]
 pub(super) struct Association {
@@ -44,6 +86,15 @@ pub(super) struct Association {
 }
 
 impl Association {
+    /// From when on what changes the content may be sent, on the worker's clock: a target that
+    /// does not fence may work for `quiesce` on what it was sent before `since`.
+    pub fn changes_from_ns(&self, quiesce: Duration, since: Instant) -> u64 {
+        if self.epoch != Epoch::NONE {
+            return 0;
+        }
+        now_ns() + quiesce.saturating_sub(since.elapsed()).as_nanos() as u64
+    }
+
     /// Takes what the target sends, and whether it has answered a keep-alive.
     pub fn receive(&mut self) -> io::Result<bool> {
         read_once(&mut self.socket, &mut self.queue)?;
@@ -98,10 +149,10 @@ impl<'a> Patience<'a> {
 const IN: PollFlags = PollFlags::IN;
 
 /// Makes an association: admin queue, set-up, the end of what there was `after`, one I/O queue.
-/// The target must have the namespace that is `expected`, if one is.
+/// The target must have what is `expected`.
 pub(super) fn associate(
     place: &Place,
-    expected: Option<&Namespace>,
+    expected: Expected,
     after: Epoch,
     patience: &Patience,
 ) -> Result<(Association, Link, Namespace), ConnectError> {
@@ -122,9 +173,7 @@ pub(super) fn associate(
             }
         }
     };
-    if expected.is_some_and(|expected| *expected != found.namespace) {
-        return Err(ConnectError::Changed { address, nqn: nqn.to_string() });
-    }
+    expected.check(place, &found.namespace)?;
     let epoch = match found.has_fence {
         true => fence(place, after, &mut socket, &mut admin, patience)?,
         false => Epoch::NONE,

@@ -1,10 +1,9 @@
 //! The thread that keeps one remote volume connected.
 
-use super::association::{Association, Epoch, Patience, associate};
+use super::association::{Association, Epoch, Expected, Patience, associate};
 use super::{ANSWER_MAX, ConnectError, FIRST_PAUSE, KEEP_ALIVE_EVERY, LAST_PAUSE, Place, STOP_MAX};
-use crate::clock::now_ns;
-use crate::volume::Status;
 use crate::volume::remote::{LossReason, RemoteControl, RemoteCounters};
+use crate::volume::{Geometry, Status};
 use outboard_dma::EventFd;
 use outboard_rdma::nvmf::identify::Namespace;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -31,8 +30,10 @@ enum Ended {
 /// What the thread knows.
 pub(super) struct Keeper {
     pub place: Place,
-    /// What the target must have.
-    pub namespace: Namespace,
+    /// What the target must have, once it was seen.
+    pub namespace: Option<Namespace>,
+    /// What it must have before.
+    pub stated: Option<Geometry>,
     pub quiesce: Duration,
     /// The last epoch that the target gave.
     pub epoch: Epoch,
@@ -44,9 +45,9 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Keeps the volume connected until it is told to stop; then ends its I/O.
-    pub fn run(mut self, first: Association) {
+    pub fn run(mut self, first: Option<Association>) {
         let Place { address, nqn, .. } = self.place;
-        let mut association = Some(first);
+        let mut association = first.or_else(|| self.reconnect());
         while let Some(mut current) = association {
             tracing::info!("connected to {address}, subsystem {nqn}");
             self.counters.fences.add(u64::from(current.epoch != Epoch::NONE));
@@ -128,14 +129,11 @@ impl Keeper {
             while self.control.take_lost().is_some() {}
             pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
             let error = match self.attempt(lost) {
-                Ok(association) => {
-                    self.counters.reconnects.add(1);
-                    return Some(association);
-                }
+                Ok(association) => return Some(association),
                 Err(error) => error,
             };
             match error {
-                ConnectError::Changed { .. } => {
+                ConnectError::Changed { .. } | ConnectError::Geometry { .. } => {
                     self.control.end_all(Status::MediumReplaced);
                 }
                 ConnectError::Stale { .. } => {
@@ -162,14 +160,17 @@ impl Keeper {
 
     fn attempt(&mut self, lost: Instant) -> Result<Association, ConnectError> {
         let place = &self.place;
-        let (expected, patience) = (Some(&self.namespace), Patience::new(&self.stop));
-        let (association, mut link, _) = associate(place, expected, self.epoch, &patience)?;
-        if association.epoch == Epoch::NONE {
-            // Nobody says when the past has ended: it is given its time.
-            let left = self.quiesce.saturating_sub(lost.elapsed());
-            link.changes_from_ns = now_ns() + left.as_nanos() as u64;
-        }
+        let expected = match (&self.namespace, self.stated) {
+            (Some(namespace), _) => Expected::Namespace(namespace),
+            (None, Some(stated)) => Expected::Geometry(stated),
+            (None, None) => Expected::Anything,
+        };
+        let patience = Patience::new(&self.stop);
+        let (association, mut link, namespace) = associate(place, expected, self.epoch, &patience)?;
+        link.changes_from_ns = association.changes_from_ns(self.quiesce, lost);
         if self.control.hand_over(link) {
+            let is_first = self.namespace.replace(namespace).is_none();
+            self.counters.reconnects.add(u64::from(!is_first));
             return Ok(association);
         }
         let source = io::Error::from(ErrorKind::ResourceBusy);
