@@ -177,7 +177,8 @@ impl Fight {
     }
 
     fn turn(&mut self, run: &Run) {
-        if run.is_reloading && self.random.0.is_multiple_of(64) {
+        // One turn in sixteen, by the generator's state: drawing would change what follows.
+        if run.is_reloading && self.random.0 >> 60 == 0 {
             self.reload();
             self.reloads += 1;
         }
@@ -282,6 +283,7 @@ fn thousands_of_ios_read_what_was_written() {
         // The same happens whether both ends are saved, loaded and go on, or not.
         let (plain, reloaded) = (run(false), run(true));
         assert_eq!((plain.1, plain.2), (reloaded.1, reloaded.2));
-        assert!(plain.0 == reloaded.0 && plain.3 == 0 && reloaded.3 > 5);
+        assert!(plain.0 == reloaded.0);
+        assert!(plain.3 == 0 && reloaded.3 > 5, "seed {seed}: {} {}", plain.3, reloaded.3);
     }
 }
