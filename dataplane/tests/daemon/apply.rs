@@ -216,6 +216,40 @@ fn a_route_follows_an_apply_and_counts_go_on() {
     b.stop(Signal::TERM);
 }
 
+/// The uplink takes tunnel packets for its new addresses, and the others no longer.
+#[test]
+fn a_tunnel_address_changes_and_so_does_its_family() {
+    let (world, a, b) = World::running(Options::default());
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    let (base_a, base_b) = (world.a.text(), world.b.text());
+    world.a.netns.ip("address add 192.0.2.11/24 dev veth");
+    for (name, own, via) in [
+        ("v4", "vtep = '192.0.2.11'", "192.0.2.11"),
+        ("both", "vtep = '192.0.2.11'\nvtep6 = '2001:db8::1'", "2001:db8::1"),
+        ("v6", "vtep6 = '2001:db8::1'", "2001:db8::1"),
+        ("back", "vtep = '192.0.2.1'", "192.0.2.1"),
+    ] {
+        let (mut to_a, mut to_b) = (base_a.replace("vtep = '192.0.2.1'", own), base_b.clone());
+        to_b = to_b.replace("via = '192.0.2.1'", &format!("via = '{via}'"));
+        if via.contains(':') {
+            to_a = to_a.replace("via = '192.0.2.2'", "via = '2001:db8::2'");
+            to_b = to_b.replace("vtep = '192.0.2.2'", "vtep6 = '2001:db8::2'");
+        }
+        world.a.applies(&world.file(&format!("a-{name}.toml"), &to_a));
+        world.b.applies(&world.file(&format!("b-{name}.toml"), &to_b));
+        near.reaches(far.address);
+        assert!(far.pings(near.address, "-c 3"), "{name}");
+    }
+    // Tunnel packets for the address of the past are the kernel's, which nobody has to answer.
+    let before = a.port("up").rx_packets;
+    let stray = world.file("b-stray.toml", &base_b.replace("'192.0.2.1'", "'192.0.2.11'"));
+    world.b.applies(&stray);
+    assert!(!far.pings(near.address, "-c 3"));
+    assert_eq!(a.port("up").rx_packets, before);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
 #[test]
 fn what_cannot_be_changes_nothing() {
     let (world, a, b) = World::running(Options::default());

@@ -22,10 +22,20 @@ fn jumbo(family: Family) -> Options {
 
 #[test]
 fn tenants_reach_each_other_over_an_uplink_of_dpdk() {
-    let (world, a, b) = World::running(jumbo(Family::V4));
+    reach_each_other(Family::V4);
+}
+
+#[test]
+fn tenants_reach_each_other_over_an_uplink_of_dpdk_v6() {
+    reach_each_other(Family::V6);
+}
+
+fn reach_each_other(family: Family) {
+    let (world, a, b) = World::running(jumbo(family));
     assert!(a.log().contains("port up: DPDK device net_af_packet0 on worker 0"), "{}", a.log());
     assert!(a.log().contains("a copy per packet") && !world.a.has_program("veth"));
-    let jumbo = format!("-c 3 -M do -s {}", JUMBO_MTU - 48);
+    let headers = if family == Family::V4 { 28 } else { 48 };
+    let jumbo = format!("-c 3 -M do -s {}", JUMBO_MTU - headers);
     let (blue_a, blue_b) = (world.a.tenant("blue"), world.b.tenant("blue"));
     assert!(blue_a.pings(blue_b.address, &jumbo) && blue_b.pings(blue_a.address, &jumbo));
     for port in ["blue", "red"] {
@@ -38,7 +48,9 @@ fn tenants_reach_each_other_over_an_uplink_of_dpdk() {
     assert!(pings(&world.b.netns, world.a.vtep, "-c 3"));
     assert!(pings(&world.a.netns, world.b.vtep, "-c 3"));
     let told = world.a.netns.within(|| run("nstat", &["-a", "-s", "-z", "*OutDestUnreachs"]));
-    for line in told.lines().filter(|line| line.contains("OutDestUnreachs")) {
+    let counts: Vec<_> = told.lines().filter(|line| line.contains("OutDestUnreachs")).collect();
+    assert_eq!(counts.len(), 2, "of both families: {told}");
+    for line in counts {
         assert_eq!(line.split_whitespace().nth(1), Some("0"), "{told}");
     }
     no_bad_drops(&a.stats());

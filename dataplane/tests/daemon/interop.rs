@@ -239,6 +239,26 @@ fn the_gateway_is_a_hop(underlay: Family, inner: Family) {
     daemon.stop(Signal::TERM);
 }
 
+/// The far host does not answer: the tenant is told, once its packet has waited in vain.
+fn a_silent_far_host_is_told_of(underlay: Family, inner: Family) {
+    let lab = Lab::new(underlay, inner, "udpcsum");
+    lab.far.ip("address flush dev veth");
+    let daemon = lab.host.run();
+    let (tenant, there) = (&lab.tenant().netns, lab.there().to_string());
+    let gateway = if inner == Family::V4 { GATEWAY.to_string() } else { GATEWAY6.to_string() };
+    until("the gateway says that nobody is there", || {
+        let said = tenant.within(|| {
+            let ping = ["-c", "1", "-W", "6", &there];
+            let output = std::process::Command::new("ping").args(ping).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        });
+        (said.contains(&format!("From {gateway}")) && said.contains("nreachable")).then_some(())
+    });
+    give(&lab.far, "veth", underlay.host(2), underlay.prefix_len());
+    lab.tenant().reaches(lab.there());
+    daemon.stop(Signal::TERM);
+}
+
 /// Makes tests of every function for an underlay and what is inside.
 macro_rules! matrix {
     ($($name:ident: $underlay:ident, $inner:ident;)*) => {
@@ -258,6 +278,11 @@ macro_rules! matrix {
             #[test]
             fn the_gateway_is_a_hop() {
                 super::the_gateway_is_a_hop(Family::$underlay, Family::$inner);
+            }
+
+            #[test]
+            fn a_silent_far_host_is_told_of() {
+                super::a_silent_far_host_is_told_of(Family::$underlay, Family::$inner);
             }
         })*
     };

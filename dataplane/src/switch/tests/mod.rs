@@ -5,6 +5,7 @@ mod dual;
 mod errors;
 mod fuzz;
 mod golden;
+mod golden6;
 mod limits;
 mod link6;
 mod overlay;
