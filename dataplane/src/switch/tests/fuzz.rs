@@ -133,9 +133,13 @@ fn mend6(frame: &mut [u8]) {
 /// Where and what a right packet is changed to.
 type Damage = (Shape, u8, Vec<(u8, u8)>, u8, bool);
 
-#[test]
-fn damaged_packets() {
-    let mut host = Host::with_flows(dual_tables_a(&dual_a()), 32);
+/// Which of [`right_packets`] come from the uplink.
+const FROM_UPLINK: std::ops::Range<usize> = 5..11;
+/// Which of them waits for its next hop.
+const WAITS: usize = 2;
+
+/// One of each kind, of both families.
+fn right_packets() -> Vec<Vec<u8>> {
     let arp = {
         let mut frame = framed(Mac::BROADCAST, mac(0, 2), &[0; 28]);
         frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
@@ -159,7 +163,7 @@ fn damaged_packets() {
     let mut pieces = Packet6::udp(inside(1, 7), (1, 2), 18);
     pieces.next_header = ipv6::DESTINATION_OPTIONS;
     pieces.payload.splice(..0, [ipv6::FRAGMENT, 0, 1, 4, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 9]);
-    let right = [
+    vec![
         Datagram::NEW.frame(),
         Datagram::to([10, 0, 0, 3]).frame(),
         Datagram::to([10, 0, 8, 1]).frame(),
@@ -179,12 +183,16 @@ fn damaged_packets() {
         Packet6::icmp(GATEWAY6, &[128, 0, 0, 0, 0, 1, 0, 2]).frame(),
         asked(nd::NEIGHBOUR_SOLICITATION, &inside(1, 7).octets()),
         asked(nd::ROUTER_SOLICITATION, &[]),
-    ];
-    const FROM_UPLINK: std::ops::Range<usize> = 5..11;
+    ]
+}
+
+#[test]
+fn damaged_packets() {
+    let mut host = Host::with_flows(dual_tables_a(&dual_a()), 32);
+    let right = right_packets();
     for (kind, frame) in right.iter().enumerate() {
         let port = if FROM_UPLINK.contains(&kind) { UPLINK } else { RED };
-        // The third waits for its next hop.
-        assert_eq!(host.send(port, frame).is_ok(), kind != 2, "{kind}");
+        assert_eq!(host.send(port, frame).is_ok(), kind != WAITS, "{kind}");
     }
     bolero::check!().with_type::<(u64, Vec<Damage>)>().for_each(|(now_ns, damages)| {
         let frames: Vec<_> = damages
