@@ -132,7 +132,7 @@ fn volume(volume: &Volume) -> Settings {
                 ("address", address.to_string()),
                 ("nqn", nqn.clone()),
                 ("nsid", nsid.to_string()),
-                ("size", bytes.map_or("the target's".into(), |bytes| bytes.to_string())),
+                ("size", bytes.map_or("the target's".into(), size)),
                 ("loss_timeout_s", loss_timeout.as_secs().to_string()),
                 ("quiesce_ms", quiesce.as_millis().to_string()),
                 ("digests", digests.name().into()),

@@ -65,6 +65,33 @@ nvme smart-log "$controller" | head -n 12
 nvme error-log "$controller" | head -n 4
 nvme fw-log "$controller" | head -n 4
 
+# A command that must be refused, and with this status (bit 14: do not retry).
+refused() {
+    local status=$1
+    shift
+    if "$@" >/tmp/refused 2>&1; then
+        echo "not refused: $*" >&2
+        return 1
+    fi
+    if ! grep -qiE "\\(0x(40*)?$status\\)" /tmp/refused; then
+        echo "refused otherwise: $*" >&2
+        cat /tmp/refused >&2
+        return 1
+    fi
+}
+
+# Invalid Command Opcode is 01h, Invalid Field 02h, Invalid Log Page 109h (Base 2.0, 3.3.3.2.1).
+step "commands that are not offered"
+for opcode in 0x0d 0x11 0x80 0x81 0x84 0xc5; do
+    refused 1 nvme admin-passthru "$controller" --opcode=$opcode
+done
+for opcode in 0x04 0x0d 0x7d 0x91; do
+    refused 1 nvme io-passthru "$disk" --opcode=$opcode --namespace-id=1
+done
+refused 2 nvme get-feature "$controller" --feature-id=0x7e
+refused 109 nvme get-log "$controller" --log-id=0x7e --log-len=512
+nvme smart-log "$controller" >/dev/null
+
 step "verified load without digests"
 verified_load
 

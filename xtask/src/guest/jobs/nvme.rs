@@ -135,8 +135,9 @@ impl Capture {
             return Err(Error::task(what, "is the machine very busy? Run it again"));
         }
         let packets = tshark(stage, &self.file, "tcp.len > 0", &["frame.number"])?.lines().count();
-        // Retransmissions and resets belong to a target that is killed and to a slow guest. tshark
-        // 4.0 takes the last field of an error log entry for two bytes longer than the entry is.
+        // Retransmissions and resets belong to a target that is killed and to a slow guest. An
+        // entry of the error log has 64 bytes, whose last field is 63:42 (Base 2.0, 5.16.1.2);
+        // tshark 4.0 takes that for two bytes longer, and so calls a page of one entry malformed.
         let wrong = format!(
             "(_ws.malformed || (_ws.expert.severity >= {WARNING} && !tcp.analysis.flags && \
              !tcp.options.sack.dsack && tcp.flags.reset == 0)) && \
