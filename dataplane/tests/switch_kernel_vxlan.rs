@@ -61,6 +61,7 @@ fn tables() -> Arc<Tables> {
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 64 },
         control_socket: "".into(),
         workers: Vec::new(),
+        metrics: None,
         eal: Vec::new(),
         vpcs: vec![vpc],
         ports: vec![port(TENANT, "tenant", Role::Tenant(tenant)), port(UPLINK, "near", uplink)],

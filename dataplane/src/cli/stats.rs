@@ -3,7 +3,9 @@
 use super::Failure;
 use super::socket::Which;
 use clap::Args;
+use outboard::clock;
 use outboard::control::api::ask_stats;
+use outboard::control::stats::{Only, Rates};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
@@ -23,19 +25,36 @@ pub struct Stats {
     /// Print the snapshot as one line of JSON
     #[arg(long, short)]
     json: bool,
-    /// Once a second, until interrupted
+    /// Once a second, until interrupted, with what happened per second
     #[arg(long, short)]
     watch: bool,
+    /// Only this port or uplink; several: again
+    #[arg(long, short, value_name = "NAME")]
+    port: Vec<String>,
+    /// Only this VPC: the sums over its ports; several: again
+    #[arg(long, value_name = "NAME")]
+    vpc: Vec<String>,
+    /// Only this disk; several: again
+    #[arg(long, short, value_name = "NAME")]
+    disk: Vec<String>,
 }
 
 impl Stats {
     pub fn run(self) -> Result<(), Failure> {
         let socket = self.which.socket()?;
         let clear = self.watch && !self.json && io::stdout().is_terminal();
+        let only = Only { ports: self.port, vpcs: self.vpc, disks: self.disk };
+        let mut last = None;
         loop {
-            let stats = ask_stats(&socket)?;
-            let text =
+            let mut stats = ask_stats(&socket)?;
+            let now_ns = clock::now_ns();
+            only.narrow(&mut stats).map_err(|why| Failure(format!("error: {why}")))?;
+            let mut text =
                 if self.json { serde_json::to_string(&stats)? + "\n" } else { stats.to_string() };
+            if let Some((before, before_ns)) = last.filter(|_| !self.json) {
+                let seconds = (now_ns - before_ns) as f64 / 1e9;
+                text += &Rates { before: &before, now: &stats, seconds }.to_string();
+            }
             let mut out = io::stdout().lock();
             let prefix = if clear { CLEAR } else { "" };
             match write!(out, "{prefix}{text}").and_then(|()| out.flush()) {
@@ -46,6 +65,7 @@ impl Stats {
             if !self.watch {
                 return Ok(());
             }
+            last = Some((stats, now_ns));
             std::thread::sleep(WATCH_PERIOD);
         }
     }

@@ -279,6 +279,7 @@ impl Plan {
             runtime: self.runtime,
             control_socket: self.control_socket.clone(),
             workers: self.workers.clone(),
+            metrics: self.metrics,
             eal: self.eal.clone(),
             vpcs: Vec::new(),
             ports: Vec::new(),

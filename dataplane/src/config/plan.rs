@@ -38,6 +38,8 @@ pub struct Plan {
     pub runtime: Runtime,
     /// The local socket of `outboard stats`.
     pub control_socket: PathBuf,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
     /// Workers, one thread each.
     pub workers: Vec<Worker>,
     /// Arguments of DPDK's environment, for ports of its devices.

@@ -757,3 +757,18 @@ fn any_damage_to_the_example_gives_a_plan_or_errors() {
         check(&bytes);
     });
 }
+
+#[test]
+fn metrics_are_open_to_every_network_only_when_that_is_said() {
+    let text =
+        |listen: &str, rest: &str| format!("name = 'a'\n[metrics]\nlisten = '{listen}'\n{rest}");
+    assert_eq!(plan("name = 'a'").metrics, None);
+    let listen = "127.0.0.1:9464";
+    assert_eq!(plan(&text(listen, "")).metrics, Some(listen.parse().unwrap()));
+    wrong_one(
+        &text("[::]:9464", ""),
+        "`listen` of [metrics] is open to every network of this host",
+        "want one address of this host, or add `insecure = true`",
+    );
+    assert!(plan(&text("[::]:9464", "insecure = true")).metrics.is_some());
+}

@@ -8,6 +8,7 @@ use outboard_dma::FRAME_BYTES;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use toml::de::DeTable;
@@ -125,6 +126,7 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
     let name = top.required("name", "\"host-a\"", &mut shared.sink, value::name);
     let (runtime, region_span) = read_runtime(top, &mut shared.sink);
     let control_socket = read_control(top, name.as_ref(), shared);
+    let metrics = read_metrics(top, &mut shared.sink);
     let workers = read_workers(top, &mut shared.sink);
     shared.workers = workers.len();
     let eal = read_dpdk(top, &mut shared.sink);
@@ -135,6 +137,7 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
         name: name?.value,
         runtime,
         control_socket: control_socket?,
+        metrics,
         workers,
         eal,
         vpcs: networks.vpcs,
@@ -211,6 +214,26 @@ fn read_dpdk(top: &mut Section, sink: &mut Sink) -> Vec<String> {
     let arguments = section.optional("eal", sink, value::arguments);
     section.finish(sink);
     arguments.map_or(Vec::new(), |arguments| arguments.value)
+}
+
+/// `[metrics]`
+fn read_metrics(top: &mut Section, sink: &mut Sink) -> Option<SocketAddr> {
+    let mut section = top.table("metrics", "[metrics]", sink)?;
+    let want = "\"127.0.0.1:9464\"";
+    let listen = section.required("listen", want, sink, value::socket_address);
+    let insecure = section.optional("insecure", sink, value::boolean);
+    section.finish(sink);
+    let listen = listen?;
+    if listen.value.ip().is_multicast() {
+        let what = format!("`listen` of [metrics] is {}", listen.value);
+        sink.push(listen.span.clone(), what, "want an address of this host");
+    }
+    if listen.value.ip().is_unspecified() && !insecure.is_some_and(|it| it.value) {
+        let what = "`listen` of [metrics] is open to every network of this host";
+        let want = "want one address of this host, or add `insecure = true`";
+        sink.push(listen.span, what, want);
+    }
+    Some(listen.value)
 }
 
 fn read_control(

@@ -10,6 +10,7 @@ mod house;
 pub mod listen;
 pub mod local_socket;
 mod machine;
+mod metrics;
 pub mod netlink;
 mod ports;
 pub mod run;

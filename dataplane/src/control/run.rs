@@ -9,6 +9,7 @@ use super::confine::{self, ConfineError};
 use super::dpdk;
 use super::house::House;
 use super::machine::{self, MachineError};
+use super::metrics::{Metrics, MetricsError};
 use super::netlink::underlay::UnderlayError;
 use super::stores::StoreError;
 use crate::config::{self, Plan};
@@ -112,6 +113,9 @@ pub enum RunError {
     /// The control socket could not be served.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// Metrics could not be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Privileges could not be given up.
     #[error(transparent)]
     Confine(#[from] ConfineError),
@@ -189,6 +193,7 @@ pub fn run(plan: Plan, file: &Path) -> Result<(), RunError> {
     let rights = confine::process()?;
     // First what a second daemon of this plan is refused by, while it has touched nothing else.
     let socket = Bound::new(&plan.control_socket)?;
+    let metrics = plan.metrics.map(Metrics::bind).transpose()?;
     // Before the workers' threads, which enter it.
     dpdk::start(&plan)?;
     let mut house = House::new(&plan, &rights)?;
@@ -196,6 +201,8 @@ pub fn run(plan: Plan, file: &Path) -> Result<(), RunError> {
     let outcome = house.apply(plan).map(drop).and_then(|()| {
         let desk = Desk::default();
         let _served = socket.serve_with(house.snapshot(), &desk)?;
+        let serve = |listener| Metrics::serve(listener, house.snapshot());
+        let _metrics = metrics.map(serve).transpose().map_err(system("the thread of metrics"))?;
         let (name, path) = house.names();
         tracing::info!("{name} is ready; stats at {}", path.display());
         supervise(&mut house, &signals, &desk, file, &mut forbidden);

@@ -3,12 +3,13 @@
 use super::assemble::OpenPort;
 use super::netlink;
 use super::stats::{
-    Count, DiskStats, ExportStats, PortStats, Stats, SwitchStats, VolumeStats, WorkerStats,
+    Count, DiskStats, ExportStats, LatencyStats, PortStats, Stats, SwitchStats, VolumeStats,
+    VpcStats, WorkerStats,
 };
 use super::stores::{OpenVolume, Stores};
 use super::workers::{Handle, mode_name};
 use crate::config::Plan;
-use crate::config::plan::{self, Backing};
+use crate::config::plan::{self, Backing, Role};
 use crate::counters::PortCounters;
 use crate::virtio::fault::QueueFault;
 use crate::volume::Status;
@@ -56,13 +57,15 @@ impl Snapshot {
 
     /// The counts now.
     pub fn take(&self) -> Stats {
+        let ports = self.ports();
         Stats {
             instance: self.plan.name.clone(),
             uptime_s: self.started.elapsed().as_secs(),
             wait_mode: mode_name(self.plan.runtime.mode).into(),
             forbidden_calls: outboard_dma::forbidden_calls().count,
             workers: self.workers(),
-            ports: self.ports(),
+            vpcs: self.vpcs(&ports),
+            ports,
             switch: self.switch(),
             volumes: self.volumes(),
             exports: self.exports(),
@@ -100,10 +103,28 @@ impl Snapshot {
             };
             let counters: Vec<&PortCounters> = counters.iter().map(|it| &**it).collect();
             let mut stats = PortStats::of(&port.name, &port.interface, mode, &counters);
+            if let Role::Tenant(tenant) = &port.role {
+                stats.vpc = Some(self.plan.vpcs[usize::from(tenant.vpc)].name.clone());
+            }
             stats.xdp = steering.as_ref().map(xdp_outcomes).unwrap_or_default();
             ports.push(stats);
         }
         ports
+    }
+
+    fn vpcs(&self, ports: &[PortStats]) -> Vec<VpcStats> {
+        let sum = |vpc: &plan::Vpc| {
+            let mut sum = VpcStats { name: vpc.name.clone(), vni: vpc.vni, ..VpcStats::default() };
+            for port in ports.iter().filter(|port| port.vpc.as_ref() == Some(&vpc.name)) {
+                sum.rx_packets += port.rx_packets;
+                sum.rx_bytes += port.rx_bytes;
+                sum.tx_packets += port.tx_packets;
+                sum.tx_bytes += port.tx_bytes;
+                sum.dropped += port.drops.iter().map(|drop| drop.count).sum::<u64>();
+            }
+            sum
+        };
+        self.plan.vpcs.iter().map(sum).collect()
     }
 
     fn switch(&self) -> SwitchStats {
@@ -112,6 +133,8 @@ impl Snapshot {
             stats.hits += handle.switch.hits.get();
             stats.misses += handle.switch.misses.get() + handle.switch.recompiles.get();
             stats.evictions += handle.switch.evictions.get();
+            stats.errors_sent += handle.switch.errors_sent.get();
+            stats.errors_withheld += handle.switch.errors_withheld.get();
         }
         stats
     }
@@ -128,6 +151,9 @@ impl Snapshot {
                 .connector
                 .as_ref()
                 .map_or_else(Vec::new, |link| Count::occurred(link.counters().occurrences())),
+            latency: open.connector.as_ref().map_or_else(Vec::new, |link| {
+                LatencyStats::all([("command", &link.counters().round_trip)])
+            }),
         });
         stats.collect()
     }
@@ -151,6 +177,7 @@ impl Snapshot {
             connections: counters.connections.get(),
             commands: counters.commands.get(),
             errors: Count::occurred(counters.errors()),
+            latency: LatencyStats::all(counters.latency.classes()),
         });
         stats.collect()
     }
@@ -162,6 +189,9 @@ impl Snapshot {
             socket: disk.socket.display().to_string(),
             connected: counters.rings.get() > 0,
             requests: Status::ALL.iter().map(|status| counters.status(*status)).sum(),
+            read_bytes: counters.read_bytes.get(),
+            written_bytes: counters.written_bytes.get(),
+            latency: LatencyStats::all(counters.latency.classes()),
             statuses: Count::occurred(
                 Status::ALL.iter().map(|status| (status.name(), counters.status(*status))),
             ),

@@ -3,6 +3,14 @@
 //! Counts are since the start of the daemon, sizes in bytes. A field that is added later has a
 //! default, so that an older reader or writer still understands a newer one.
 
+mod latency;
+mod only;
+mod rates;
+
+pub use latency::{Bucket, LatencyStats};
+pub use only::Only;
+pub use rates::Rates;
+
 use crate::counters::{Drops, PortCounters};
 use crate::drop::DropReason;
 use serde::{Deserialize, Serialize};
@@ -25,6 +33,8 @@ pub struct Stats {
     pub workers: Vec<WorkerStats>,
     /// Uplinks and tenants' ports, in the order of the plan.
     pub ports: Vec<PortStats>,
+    /// Private networks, in the order of the configuration: sums over their ports.
+    pub vpcs: Vec<VpcStats>,
     /// The flow caches of all workers together.
     pub switch: SwitchStats,
     /// Volumes, in the order of the configuration.
@@ -65,6 +75,9 @@ fn finite<S: serde::Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::
 pub struct PortStats {
     /// Its name.
     pub name: String,
+    /// The VPC of a tenant's port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vpc: Option<String>,
     /// The network interface.
     pub interface: String,
     /// How it is attached: `native`, `generic`, or `down` while the interface is down or gone.
@@ -87,7 +100,27 @@ pub struct PortStats {
     pub xdp: Vec<Count>,
 }
 
-/// Flow caches.
+/// One private network: the sums over its ports on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VpcStats {
+    /// Its name.
+    pub name: String,
+    /// Its network identifier.
+    pub vni: u32,
+    /// Packets from its ports.
+    pub rx_packets: u64,
+    /// Bytes from its ports.
+    pub rx_bytes: u64,
+    /// Packets to its ports.
+    pub tx_packets: u64,
+    /// Bytes to its ports.
+    pub tx_bytes: u64,
+    /// Packets from its ports that were dropped.
+    pub dropped: u64,
+}
+
+/// The switches of all workers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SwitchStats {
@@ -97,6 +130,10 @@ pub struct SwitchStats {
     pub misses: u64,
     /// Flows that made room for others.
     pub evictions: u64,
+    /// ICMP and ICMPv6 errors that told senders why.
+    pub errors_sent: u64,
+    /// Errors that were not sent, because the sender had been told often enough.
+    pub errors_withheld: u64,
 }
 
 /// One volume.
@@ -116,6 +153,9 @@ pub struct VolumeStats {
     /// What the connection of a remote volume went through: the kinds that occurred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub connection: Vec<Count>,
+    /// How long commands to the target of a remote volume took.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<LatencyStats>,
 }
 
 /// One export.
@@ -132,6 +172,8 @@ pub struct ExportStats {
     pub commands: u64,
     /// What went wrong: the kinds that occurred.
     pub errors: Vec<Count>,
+    /// How long commands took, by class: those that occurred.
+    pub latency: Vec<LatencyStats>,
 }
 
 /// One disk.
@@ -146,10 +188,16 @@ pub struct DiskStats {
     pub connected: bool,
     /// Requests that ended.
     pub requests: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
     /// How they ended: the statuses that occurred.
     pub statuses: Vec<Count>,
     /// What was wrong with the guest's queues: the faults that occurred.
     pub queue_faults: Vec<Count>,
+    /// How long requests took, by class: those that occurred.
+    pub latency: Vec<LatencyStats>,
 }
 
 /// How often something named occurred.
@@ -263,7 +311,9 @@ impl Display for Stats {
         writeln!(f, "{instance}: up {uptime}, workers wait {mode}")?;
         self.print_workers(f)?;
         self.print_ports(f)?;
+        self.print_vpcs(f)?;
         self.print_storage(f)?;
+        self.print_latency(f)?;
         self.print_trouble(f)
     }
 }
@@ -292,8 +342,9 @@ impl Stats {
         }
         table.print(f)?;
         if !self.ports.is_empty() {
-            let SwitchStats { hits, misses, evictions } = self.switch;
+            let SwitchStats { hits, misses, evictions, errors_sent, errors_withheld } = self.switch;
             writeln!(f, "\nflow cache: {hits} hits, {misses} misses, {evictions} evictions")?;
+            writeln!(f, "ICMP errors: {errors_sent} sent, {errors_withheld} withheld")?;
         }
         let mut table = Table::new(&["port", "XDP outcome", "#packets"]);
         for port in &self.ports {
@@ -319,7 +370,7 @@ impl Stats {
         table.print(f)?;
         let mut table = Table::new(&["export", "listens", "#connections", "#commands", "#errors"]);
         for export in &self.exports {
-            let ExportStats { nqn, listen, connections, commands, errors } = export;
+            let ExportStats { nqn, listen, connections, commands, errors, .. } = export;
             table.row(&[nqn, listen, connections, commands, &total(errors)]);
         }
         table.print(f)?;
@@ -331,6 +382,32 @@ impl Stats {
             let faults = total(&disk.queue_faults);
             table.row(&[&disk.name, &disk.socket, &guest, &disk.requests, &failed, &faults]);
         }
+        table.print(f)
+    }
+
+    fn print_vpcs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heads = ["VPC", "#VNI", "#rx packets", "#rx bytes", "#tx packets", "#tx bytes"];
+        let mut table = Table::new(&[&heads[..], &["#dropped"]].concat());
+        for vpc in &self.vpcs {
+            let VpcStats { name, vni, rx_packets, rx_bytes, tx_packets, tx_bytes, dropped } = vpc;
+            table.row(&[name, vni, rx_packets, rx_bytes, tx_packets, tx_bytes, dropped]);
+        }
+        table.print(f)
+    }
+
+    fn print_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heads = ["latency of", "operation", "#count", "#p50 us", "#p99 us", "#max us"];
+        let mut table = Table::new(&heads);
+        let mut add = |of: &String, all: &[LatencyStats]| {
+            for it in all {
+                let us = |ns: u64| format!("{:.1}", ns as f64 / 1e3);
+                let (p50, p99, max) = (us(it.p50_ns), us(it.p99_ns), us(it.max_ns));
+                table.row(&[of, &it.operation, &it.count, &p50, &p99, &max]);
+            }
+        };
+        self.disks.iter().for_each(|disk| add(&disk.name, &disk.latency));
+        self.exports.iter().for_each(|export| add(&export.nqn, &export.latency));
+        self.volumes.iter().for_each(|volume| add(&volume.name, &volume.latency));
         table.print(f)
     }
 
@@ -386,14 +463,33 @@ fn total<'a>(counts: impl IntoIterator<Item = &'a Count>) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::counters::Histogram;
 
     fn count(name: &str, count: u64) -> Count {
         Count { name: name.into(), count, text: None }
     }
 
-    fn sample() -> Stats {
+    fn blue() -> VpcStats {
+        VpcStats {
+            name: "blue".into(),
+            vni: 100,
+            rx_packets: 2000,
+            rx_bytes: 128_000,
+            tx_packets: 1980,
+            tx_bytes: 126_720,
+            dropped: 16,
+        }
+    }
+
+    fn reads() -> LatencyStats {
+        let histogram = Histogram::default();
+        [900, 3000].into_iter().for_each(|ns| histogram.record(ns));
+        LatencyStats::of("read", &histogram).unwrap()
+    }
+
+    pub(crate) fn sample() -> Stats {
         let counters = PortCounters::default();
         counters.rx_packets.add(1000);
         counters.rx_bytes.add(64_000);
@@ -419,7 +515,14 @@ mod tests {
                 overruns: 0,
             }],
             ports: vec![PortStats::of("uplink", "eth1", "down", &[&PortCounters::default()]), web],
-            switch: SwitchStats { hits: 1900, misses: 100, evictions: 0 },
+            vpcs: vec![blue()],
+            switch: SwitchStats {
+                hits: 1900,
+                misses: 100,
+                evictions: 0,
+                errors_sent: 3,
+                errors_withheld: 1,
+            },
             volumes: vec![VolumeStats {
                 name: "ram".into(),
                 kind: "mem".into(),
@@ -427,6 +530,7 @@ mod tests {
                 bytes: 64 << 20,
                 in_flight: 2,
                 connection: Vec::new(),
+                latency: Vec::new(),
             }],
             exports: vec![ExportStats {
                 nqn: "nqn.2025-01.x:y".into(),
@@ -434,14 +538,18 @@ mod tests {
                 connections: 1,
                 commands: 77,
                 errors: vec![count("bad_opcode", 2)],
+                latency: Vec::new(),
             }],
             disks: vec![DiskStats {
                 name: "vda".into(),
                 socket: "/run/vda".into(),
                 connected: true,
                 requests: 500,
+                read_bytes: 4096,
+                written_bytes: 8192,
                 statuses: vec![count("ok", 499), count("out_of_range", 1)],
                 queue_faults: vec![count("loop", 3)],
+                latency: vec![reads()],
             }],
         }
     }
@@ -459,9 +567,13 @@ uplink    eth1       down             0         0           0         0        0
 blue-web  ob-blue    native        2000    128000        1980    126720       16
 
 flow cache: 1900 hits, 100 misses, 0 evictions
+ICMP errors: 3 sent, 1 withheld
 
 port      XDP outcome  packets
 blue-web  redirected      2000
+
+VPC   VNI  rx packets  rx bytes  tx packets  tx bytes  dropped
+blue  100        2000    128000        1980    126720       16
 
 volume  kind  state     bytes  in flight
 ram     mem   ready  67108864          2
@@ -471,6 +583,9 @@ nqn.2025-01.x:y  192.0.2.1:4420            1        77       2
 
 disk  socket    guest      requests  failed  queue faults
 vda   /run/vda  connected       500       1             3
+
+latency of  operation  count  p50 us  p99 us  max us
+vda         read           2     1.0     3.0     3.0
 
 trouble at       what               count  meaning and remedy
 blue-web         no_frames              2  NO_FRAMES

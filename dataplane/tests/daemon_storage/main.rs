@@ -6,6 +6,8 @@
 
 mod apply;
 mod cold;
+#[path = "../exposition/mod.rs"]
+mod exposition;
 mod full;
 mod guest;
 mod host;
@@ -13,6 +15,7 @@ mod hostile;
 mod killed;
 mod kills;
 mod many;
+mod metrics;
 mod refused;
 mod remote;
 mod restart;

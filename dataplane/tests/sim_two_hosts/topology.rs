@@ -100,6 +100,7 @@ pub fn plan(host: usize) -> Plan {
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 16 },
         control_socket: "".into(),
         workers: Vec::new(),
+        metrics: None,
         eal: Vec::new(),
         vpcs: VNIS.map(vpc).into(),
         ports: tenants.chain([port(UPLINK, uplink)]).collect(),

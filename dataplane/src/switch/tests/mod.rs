@@ -89,6 +89,7 @@ fn plan_a() -> Plan {
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 1024 },
         control_socket: "".into(),
         workers: Vec::new(),
+        metrics: None,
         eal: Vec::new(),
         vpcs: vec![vpc(100, remote(VTEP_B)), vpc(200, remote(VTEP_B))],
         ports: numbered(vec![
