@@ -99,10 +99,12 @@ fn ports_of_dpdk() {
 fn what_the_readme_shows_is_right() {
     let readme = include_str!("../../../README.md");
     let blocks = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let [host, storage] = blocks.collect::<Vec<_>>()[..] else { panic!("two blocks of TOML") };
+    let blocks: Vec<_> = blocks.collect();
+    let [host, storage, metrics] = blocks[..] else { panic!("three blocks of TOML") };
     assert_eq!(plan(host).ports.len(), 2);
-    let whole = plan(&format!("{host}{storage}"));
+    let whole = plan(&format!("{host}{storage}{metrics}"));
     assert_eq!((whole.volumes.len(), whole.disks.len()), (1, 1));
+    assert!(whole.metrics.is_some());
 }
 
 #[test]
