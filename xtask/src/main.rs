@@ -11,6 +11,7 @@ mod child;
 mod ci;
 mod demo;
 mod error;
+mod fuzz;
 mod guest;
 mod netns;
 mod process;
@@ -46,6 +47,7 @@ enum Task {
     Test(test::Args),
     Bench(bench::Args),
     Guest(guest::Args),
+    Fuzz(fuzz::Args),
     Bpf(bpf::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Guest(args) => guest::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bpf(args) => bpf::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),

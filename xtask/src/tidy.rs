@@ -2,6 +2,7 @@
 //! findings, tested with a planted violation; a finding tells where, what, and what to do.
 
 mod arrows;
+mod corpora;
 mod limits;
 mod rooms;
 mod source;
@@ -51,6 +52,7 @@ pub fn run(_args: &Args) -> Result<(), Error> {
     for source in &sources {
         findings.extend(check(source));
     }
+    findings.extend(corpora::check(&sources, &corpora::read(process::root())?));
     findings.sort();
     findings.dedup();
     for finding in &findings {
@@ -66,6 +68,12 @@ pub fn run(_args: &Args) -> Result<(), Error> {
             "each line above says what to do",
         )),
     }
+}
+
+/// Every fuzz target of the tree: the function's name, and the line in its file.
+pub fn fuzz_targets() -> Result<Vec<(String, usize)>, Error> {
+    let sources = source::read_tree(process::root())?;
+    Ok(sources.iter().flat_map(corpora::targets).collect())
 }
 
 /// Every rule that looks at one file.

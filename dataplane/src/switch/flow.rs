@@ -50,6 +50,15 @@ impl Addresses6 {
         Addresses6(words)
     }
 
+    /// As they lie in the header.
+    pub(super) fn bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(self.0) {
+            bytes.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
     /// The destination address.
     pub(super) fn destination(&self) -> Ipv6Addr {
         let mut octets = [0; 16];
@@ -92,6 +101,26 @@ impl Key {
     pub(super) fn destination(&self) -> Ipv4Addr {
         let [_, _, _, _, a, b, c, d] = self.addresses.to_ne_bytes();
         Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// Addresses as they lie in the header, of a key of IPv4.
+    pub(super) fn addresses(&self) -> [u8; 8] {
+        self.addresses.to_ne_bytes()
+    }
+
+    /// Ports as they lie in the header.
+    pub(super) fn ports(&self) -> [u8; 4] {
+        ((self.rest >> 32) as u32).to_ne_bytes()
+    }
+
+    /// The protocol number.
+    pub(super) fn protocol(&self) -> u8 {
+        self.rest as u8
+    }
+
+    /// Whether it is a free place's.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Key::EMPTY
     }
 
     /// Whether it is of IPv6.
@@ -304,6 +333,14 @@ impl FlowCache {
             }
         }
         None
+    }
+
+    /// Every place with what lies in it, free ones too.
+    pub(super) fn places(&self) -> impl Iterator<Item = (Key, Addresses6, Flow)> {
+        let buckets = self.buckets.iter().zip(&self.addresses6);
+        buckets.flat_map(|(bucket, addresses)| {
+            (0..WAYS).map(|way| (bucket.keys[way], addresses[way], bucket.flows[way]))
+        })
     }
 
     #[inline(always)]

@@ -31,6 +31,21 @@ impl Meter {
         Meter { full_ns: Box::new([u64::MAX; BUCKETS]) }
     }
 
+    /// The buckets from which something was taken.
+    pub(super) fn save(&self) -> Vec<(u16, u64)> {
+        let all = (0..).zip(self.full_ns.iter().copied());
+        all.filter(|(_, full_ns)| *full_ns > 0).collect()
+    }
+
+    /// Takes saved buckets up; `false`: one that there is not.
+    #[must_use]
+    pub(super) fn load(&mut self, saved: &[(u16, u64)]) -> bool {
+        saved.iter().all(|(port, full_ns)| {
+            let place = self.full_ns.get_mut(usize::from(*port));
+            place.map(|place| *place = *full_ns).is_some()
+        })
+    }
+
     /// Takes a token of a port, if there is one.
     pub(super) fn take(&mut self, port: PortId, now_ns: u64) -> bool {
         let full_ns = &mut self.full_ns[usize::from(port.0) % BUCKETS];

@@ -15,6 +15,7 @@ mod meter;
 mod neighbour;
 mod parse;
 mod payload;
+mod saved;
 mod tables;
 mod transform;
 
@@ -22,6 +23,7 @@ mod transform;
 mod tests;
 
 pub use flow::{FiveTuple, MIN_FLOWS, Seed, owner};
+pub use saved::{FlowState, STATE_VERSION, SwitchState, SwitchStateError};
 pub use tables::{NextHop, NextHopId, Tables};
 
 use crate::counters::Counter;

@@ -41,6 +41,11 @@ impl Seen {
         Seen { key, hash, far_end: 0, ip_len, ip_at: ethernet::BYTES as u8 }
     }
 
+    /// What is known of a flow without a packet of it.
+    pub(super) fn of_flow(key: Key, hash: u64, far_end: u32) -> Seen {
+        Seen { key, hash, far_end, ..Seen::default() }
+    }
+
     /// Where the (inner) IP header lies in the packet as it came in.
     #[inline(always)]
     pub(super) fn ip_at(&self) -> usize {

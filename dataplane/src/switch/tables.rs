@@ -92,6 +92,7 @@ impl TenantPort {
 /// One VPC.
 #[derive(Debug)]
 pub(super) struct VpcTable {
+    pub(super) vni: u32,
     pub(super) gateway: Option<Ipv4Addr>,
     pub(super) gateway6: Option<Ipv6Addr>,
     pub(super) gateway_mac: Mac,
@@ -123,6 +124,7 @@ impl Tables {
             let mut routes = tunnels(vpc, &far_ends, &next_hops, &mut transforms);
             routes.extend(tenants(plan, index, vpc, &mut transforms));
             vpcs.push(VpcTable {
+                vni: vpc.vni,
                 gateway: vpc.gateway,
                 gateway6: vpc.gateway6,
                 gateway_mac: vpc.gateway_mac,
@@ -188,6 +190,16 @@ impl Tables {
     #[inline(always)]
     pub(super) fn mark6(&self, far_end: Ipv6Addr) -> Option<u32> {
         self.marks.of6(far_end)
+    }
+
+    /// The mark of any far end's address.
+    pub(super) fn mark(&self, far_end: IpAddr) -> Option<u32> {
+        self.marks.of(far_end)
+    }
+
+    /// Every far end by its mark.
+    pub(super) fn far_ends_by_mark(&self) -> BTreeMap<u32, IpAddr> {
+        self.far_ends.iter().filter_map(|far_end| Some((self.mark(*far_end)?, *far_end))).collect()
     }
 
     /// The transform of a destination in a VPC.

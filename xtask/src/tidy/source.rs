@@ -12,7 +12,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Folders that hold nothing of ours.
-const SKIPPED: &[&str] = &["target", ".git"];
+const SKIPPED: &[&str] = &["target", ".git", super::corpora::FOLDER];
 
 /// A text file.
 #[derive(Debug)]

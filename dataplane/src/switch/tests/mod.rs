@@ -9,6 +9,7 @@ mod golden6;
 mod limits;
 mod link6;
 mod overlay;
+mod saved;
 
 use super::*;
 use crate::config::Plan;
