@@ -1,6 +1,9 @@
 //! The Outboard data plane. `worker` is the loop; every other module is a room that it visits.
 //! ARCHITECTURE.md tells which room may know which.
 
+#[macro_use(planted)]
+extern crate outboard_rdma;
+
 pub mod bell;
 pub mod capture;
 pub mod clock;

@@ -16,6 +16,7 @@ mod guest;
 mod netns;
 mod process;
 mod setup;
+mod sim;
 mod stop;
 mod test;
 mod tidy;
@@ -48,6 +49,7 @@ enum Task {
     Bench(bench::Args),
     Guest(guest::Args),
     Fuzz(fuzz::Args),
+    Sim(sim::Args),
     Bpf(bpf::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Guest(args) => guest::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Sim(args) => sim::run(&args),
         Task::Bpf(args) => bpf::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),

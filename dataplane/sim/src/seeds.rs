@@ -1,20 +1,26 @@
 //! Running a test over many seeds, and repeating the one that failed.
 
+use std::ops::Range;
+
 /// Names the one seed to run, decimal or hexadecimal behind `0x`.
 const VARIABLE: &str = "OUTBOARD_SEED";
+/// Names the first seed and how many there are: `1+200`.
+const RANGE: &str = "OUTBOARD_SEEDS";
 
-/// Runs `test` with `count` seeds from `first` on, or with the single one that the environment
-/// variable OUTBOARD_SEED names. When it panics, prints the command that repeats it: `command`
-/// with that variable in front.
+/// Runs `test` with `count` seeds from `first` on, or with those that the environment variables
+/// OUTBOARD_SEED (one) and OUTBOARD_SEEDS (`FIRST+COUNT`) name. When it panics, prints the command
+/// that repeats it: `command` with the seed in front. How many seeds there were.
 ///
 /// # Panics
-/// When OUTBOARD_SEED is no number.
-pub fn for_each_seed(command: &str, first: u64, count: u64, mut test: impl FnMut(u64)) {
-    for seed in chosen(first, count) {
+/// When a variable is no number.
+pub fn for_each_seed(command: &str, first: u64, count: u64, mut test: impl FnMut(u64)) -> u64 {
+    let seeds = chosen(first, count);
+    for seed in seeds.clone() {
         let repeat = Repeat { command, seed };
         test(seed);
         drop(repeat);
     }
+    seeds.end - seeds.start
 }
 
 /// Prints the command when it is dropped by a panic.
@@ -31,13 +37,21 @@ impl Drop for Repeat<'_> {
     }
 }
 
-fn chosen(first: u64, count: u64) -> Vec<u64> {
-    match std::env::var(VARIABLE) {
-        Ok(text) => {
-            vec![parse(&text).unwrap_or_else(|error| panic!("{VARIABLE}={text}: {error}"))]
-        }
-        Err(_) => (first..first + count).collect(),
+fn chosen(first: u64, count: u64) -> Range<u64> {
+    if let Ok(text) = std::env::var(VARIABLE) {
+        let seed = parse(&text).unwrap_or_else(|error| panic!("{VARIABLE}={text}: {error}"));
+        return seed..seed + 1;
     }
+    match std::env::var(RANGE) {
+        Ok(text) => range(&text).unwrap_or_else(|| panic!("{RANGE}={text}: not FIRST+COUNT")),
+        Err(_) => first..first + count,
+    }
+}
+
+fn range(text: &str) -> Option<Range<u64>> {
+    let (first, count) = text.split_once('+')?;
+    let first = parse(first).ok()?;
+    Some(first..first.checked_add(parse(count).ok()?)?)
 }
 
 fn parse(text: &str) -> Result<u64, std::num::ParseIntError> {
@@ -55,6 +69,7 @@ mod tests {
     fn seeds_are_read_in_both_notations() {
         assert_eq!(parse("17"), Ok(17));
         assert_eq!(parse("0xff"), Ok(255));
+        assert_eq!((range("5+0x10"), range("7")), (Some(5..21), None));
         assert!(parse("").is_err() && parse("x").is_err() && parse("-1").is_err());
     }
 }

@@ -108,6 +108,13 @@ impl Peer {
     fn give_back(&mut self, free: &mut FreeList) {
         while self.owed_frames > 0 {
             let Some(frame) = free.take() else { return };
+            if planted!("ring-return-lost") && self.owed_frames.is_multiple_of(64) {
+                self.owed_frames -= 1;
+                return free.give(frame);
+            }
+            if planted!("ring-return-twice") && self.owed_frames == 1 {
+                self.owed_frames += 1;
+            }
             match self.give_back.push(frame) {
                 Ok(()) => self.owed_frames -= 1,
                 Err(rtrb::PushError::Full(frame)) => return free.give(frame),

@@ -294,6 +294,7 @@ fn network(bytes: &[u8], datagram: &Udp, tables: &Tables) -> Result<(u16, u16), 
     }
     let tunnel = Vxlan::parse(&bytes[udp::BYTES..]).map_err(reason)?;
     let vpc = tables.vpc_of(tunnel.vni).ok_or(DropReason::UnknownVni)?;
+    let vpc = if planted!("switch-wrong-vni") { vpc ^ 1 } else { vpc };
     Ok((vpc, frame_len))
 }
 

@@ -248,6 +248,7 @@ impl Transform {
         let (at, len) = (ethernet::BYTES + skip, usize::from(seen.ip_len) - skip);
         // RFC 8200 section 8.1: a sum of zero is sent as its other form.
         let checksum = match payload::sum(packet, at, len, sum).finish() {
+            _ if planted!("switch-no-checksum6") => 0,
             0 => 0xffff,
             checksum => checksum,
         };
@@ -304,7 +305,7 @@ impl Transform {
             let header = ip_header(head)?;
             let tos = header[1];
             let ecn = ecn::decapsulate(tos, outer_tos).ok_or(DropReason::EcnInvalid)?;
-            if ecn != ecn::of_tos(tos) {
+            if ecn != ecn::of_tos(tos) && !planted!("switch-congestion-lost") {
                 ipv4::set_tos(header, tos & !0b11 | ecn);
             }
         }
@@ -345,7 +346,7 @@ impl Transform {
 /// Cuts what is behind the first `bytes` of a packet: Ethernet's padding.
 #[inline(always)]
 pub(super) fn cut(packet: &mut Packet, bytes: usize, free: &mut FreeList) {
-    if packet.bytes() > bytes {
+    if packet.bytes() > bytes && !planted!("switch-padding-kept") {
         packet.truncate(bytes, free);
     }
 }
@@ -369,12 +370,18 @@ fn ip_header6(head: &mut [u8]) -> Result<&mut [u8; ipv6::BYTES], DropReason> {
 fn count_hop(seen: &Seen, packet: &mut Packet) -> Result<u8, DropReason> {
     if seen.key.is_v6() {
         let header = ip_header6(packet.head_mut())?;
-        header[7] = header[7].checked_sub(1).filter(|left| *left > 0).ok_or_else(exceeded)?;
+        let hops = if planted!("switch-hops-twice") { 2 } else { 1 };
+        header[7] = header[7].checked_sub(hops).filter(|left| *left > 0).ok_or_else(exceeded)?;
         return Ok(ipv6::traffic_class(header));
     }
     let header = ip_header(packet.head_mut())?;
     match header[8] {
         0 | 1 => Err(exceeded()),
+        _ if planted!("switch-ttl-not-counted") => Ok(header[1]),
+        ttl if planted!("switch-ttl-checksum") => {
+            header[8] = ttl - 1;
+            Ok(header[1])
+        }
         ttl => {
             ipv4::set_ttl(header, ttl - 1);
             Ok(header[1])

@@ -354,6 +354,7 @@ impl Queue {
     pub fn push(&mut self, head: u16, written: u32) {
         let entry = ENTRIES + usize::from(self.next_used & (self.size - 1)) * 8;
         self.used.store_u32(entry, u32::from(head), Ordering::Relaxed);
+        let written = if planted!("virtio-wrong-length") { written - 1 } else { written };
         self.used.store_u32(entry + 4, written, Ordering::Relaxed);
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(inflight) = &mut self.inflight {
@@ -369,7 +370,8 @@ impl Queue {
             return false;
         }
         // Release: the elements and the data come before the index (2.7.8.2).
-        self.used.store_u16(INDEX, self.next_used, Ordering::Release);
+        let ahead = u16::from(planted!("virtio-index-ahead"));
+        self.used.store_u16(INDEX, self.next_used.wrapping_add(ahead), Ordering::Release);
         let before = std::mem::replace(&mut self.published_used, self.next_used);
         if let Some(inflight) = &mut self.inflight {
             inflight.show(self.next_used.wrapping_sub(before), self.next_used);

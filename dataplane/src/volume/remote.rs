@@ -209,7 +209,8 @@ impl Remote {
             let request = Request {
                 op: command_of(parent.op),
                 lba: (parent.offset_bytes + parent.issued) / block_bytes,
-                blocks: (bytes / block_bytes) as u32,
+                blocks: (bytes / block_bytes) as u32
+                    + u32::from(parent.op == Op::WriteZeroes && planted!("volume-one-zero-more")),
                 bytes: if parent.op.is_ranged() { 0 } else { bytes as u32 },
             };
             let Ok(slot) = link.queue.submit(&request) else { return };
@@ -397,6 +398,7 @@ impl BlockDevice for Remote {
             Err(status) => Some(status),
             Ok(()) if self.link.is_none() && self.fate.is_some() => self.fate,
             Ok(()) if io.op != Op::Flush && bytes == 0 => Some(Status::Ok),
+            Ok(()) if io.op == Op::Flush && planted!("volume-flush-not-sent") => Some(Status::Ok),
             Ok(()) => None,
         };
         if let Some(status) = at_once {
@@ -507,6 +509,7 @@ fn status_of(status: StatusCode) -> Status {
         StatusCode::LBA_RANGE => Status::OutOfRange,
         StatusCode::WRITE_PROTECTED => Status::ReadOnly,
         StatusCode::CAPACITY => Status::NoSpace,
+        StatusCode::READ_ERROR if planted!("volume-read-error-hidden") => Status::Ok,
         StatusCode::READ_ERROR | StatusCode::WRITE_FAULT => Status::Media,
         StatusCode::COMPARE_FAILURE => Status::Miscompare,
         StatusCode::INVALID_OPCODE => Status::Unsupported,

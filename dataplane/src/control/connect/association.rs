@@ -7,10 +7,11 @@ use crate::volume::remote::{DEPTH, Link};
 use outboard_dma::EventFd;
 use outboard_rdma::nvmf::capsule::{Sqe, admin};
 use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
-use outboard_rdma::nvmf::fence::{Ask, Fence};
 use outboard_rdma::nvmf::identify::Namespace;
-use outboard_rdma::nvmf::initiator::{Progress, Queue, QueueConfig, Setup, SetupError, State};
-use outboard_rdma::nvmf::{Fault, Piece, StatusCode};
+use outboard_rdma::nvmf::initiator::{
+    Associated, Association as Engine, AssociationError, Next, Queue, Wish,
+};
+use outboard_rdma::nvmf::{Fault, Piece};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
@@ -156,96 +157,73 @@ pub(super) fn associate(
     after: Epoch,
     patience: &Patience,
 ) -> Result<(Association, Link, Namespace), ConnectError> {
-    let Place { address, nqn, nsid, .. } = *place;
-    let setup_failed = |source| ConnectError::Setup { address, nqn: nqn.to_string(), source };
+    let Place { address, nqn, .. } = *place;
+    let mut engine = Engine::new(wish(place, expected, after));
     let mut socket = open(address, patience)?;
-    let mut admin = Queue::new(config(place, 0, 1, ANY_CONTROLLER, 0));
-    let mut setup = Setup::new(nsid);
-    let found = loop {
-        let step = |source| ConnectError::Broken { address, what: "setting up", source };
-        match setup.poll(now_ns(), &mut admin).map_err(setup_failed)? {
-            Progress::Done(found) => break found,
-            Progress::Answer => {
-                exchange(&mut socket, &mut admin, patience).map_err(step)?;
-            }
-            Progress::Time { at_ns } => {
-                std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(now_ns())));
-            }
-        }
-    };
-    expected.check(place, &found.namespace)?;
-    let epoch = match found.has_fence {
-        true => fence(place, after, &mut socket, &mut admin, patience)?,
-        false => Epoch::NONE,
-    };
-    let mut io = open(address, patience)?;
-    let depth = found.max_in_flight.min(DEPTH);
-    let config = config(place, 1, depth, found.controller, found.in_capsule_bytes);
-    let mut io_queue = Queue::new(config);
+    let mut second = None;
     loop {
-        let step = |source| ConnectError::Broken { address, what: "connecting a queue", source };
-        match io_queue.state() {
-            State::Ready { .. } => break,
-            State::Connecting => exchange(&mut io, &mut io_queue, patience).map_err(step)?,
-            State::Refused(status) => {
-                let step = "to connect an I/O queue";
-                return Err(setup_failed(SetupError::Refused { step, status }));
+        let next = engine.poll(now_ns()).map_err(|error| match error {
+            AssociationError::Changed => ConnectError::Changed { address, nqn: nqn.to_string() },
+            AssociationError::Stale => ConnectError::Stale { address, nqn: nqn.to_string() },
+            AssociationError::Setup(source) => {
+                ConnectError::Setup { address, nqn: nqn.to_string(), source }
             }
-            State::Failed(fault) => return Err(setup_failed(SetupError::Failed(fault))),
+        })?;
+        // Before a fence is sent.
+        if let Some(found) = engine.namespace() {
+            expected.check(place, found)?;
         }
+        let what = engine.doing();
+        let exchanged = match (next, engine.io_mut()) {
+            (Next::Io, Some(queue)) => {
+                let io = match &mut second {
+                    Some(io) => io,
+                    None => second.insert(open(address, patience)?),
+                };
+                exchange(io, queue, patience)
+            }
+            (Next::Time { at_ns }, _) => {
+                std::thread::sleep(Duration::from_nanos(at_ns.saturating_sub(now_ns())));
+                Ok(())
+            }
+            (Next::Ready, _) => break,
+            (Next::Admin | Next::Io, _) => exchange(&mut socket, engine.admin_mut(), patience),
+        };
+        exchanged.map_err(|source| ConnectError::Broken { address, what, source })?;
     }
+    let (Some(made), Some(io)) = (engine.finish(), second) else {
+        unreachable!("it was ready, over two connections")
+    };
+    let Associated { admin, io: queue, found, epoch } = made;
     let prepare = |source| ConnectError::Prepare { address, source };
     io.set_nonblocking(true).map_err(prepare)?;
     let second = io.try_clone().map_err(prepare)?;
     let max_transfer_bytes = found.max_transfer_bytes;
     let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
-    let (queue, changes_from_ns) = (io_queue, 0);
-    let link = Link { socket: io, queue, number, max_transfer_bytes, changes_from_ns };
+    let link = Link { socket: io, queue, number, max_transfer_bytes, changes_from_ns: 0 };
+    let epoch = Epoch(epoch);
     Ok((Association { socket, queue: admin, io: second, epoch, number }, link, found.namespace))
 }
 
-/// Asks for the next epoch, and waits until the target has ended everything before it.
-fn fence(
-    place: &Place,
-    after: Epoch,
-    socket: &mut TcpStream,
-    queue: &mut Queue,
-    patience: &Patience,
-) -> Result<Epoch, ConnectError> {
-    let Place { address, nqn, user, life, .. } = *place;
-    queue.control(Fence { ask: Ask::New { after: after.0 }, user, life }.emit(), 0);
-    let end = loop {
-        if let Some(end) = queue.take_control_end() {
-            break end;
-        }
-        let what = "waiting for the I/O of the past to end";
-        let step = |source| ConnectError::Broken { address, what, source };
-        exchange(socket, queue, patience).map_err(step)?;
-    };
-    match end.status.plain() {
-        StatusCode::SUCCESS => Ok(Epoch(end.result)),
-        StatusCode::STALE_EPOCH => Err(ConnectError::Stale { address, nqn: nqn.to_string() }),
-        _ => {
-            let source = SetupError::Refused { step: "an epoch", status: end.status };
-            Err(ConnectError::Setup { address, nqn: nqn.to_string(), source })
-        }
-    }
-}
-
-fn config(place: &Place, queue: u16, depth: u16, controller: u16, in_capsule: u32) -> QueueConfig {
-    QueueConfig {
-        queue,
-        depth,
-        keep_alive_ms: KEEP_ALIVE_MS,
-        in_capsule_bytes: in_capsule,
+fn wish(place: &Place, expected: Expected, after: Epoch) -> Wish {
+    Wish {
         nsid: place.nsid,
         digests: place.digests,
+        keep_alive_ms: KEEP_ALIVE_MS,
         names: ConnectData {
             host_id: place.host_id,
-            controller,
+            controller: ANY_CONTROLLER,
             subsystem: place.nqn,
             host: place.host,
         },
+        depth: DEPTH,
+        expected: match expected {
+            Expected::Namespace(known) => Some(*known),
+            Expected::Anything | Expected::Geometry(_) => None,
+        },
+        user: place.user,
+        life: place.life,
+        after: after.0,
     }
 }
 

@@ -303,6 +303,7 @@ impl Connection {
                     let count = bytes.len().min(len as usize);
                     let frames = &self.slots[usize::from(slot)].frames;
                     let mut at = 0;
+                    let offset = if planted!("nvmf-data-misplaced") { 0 } else { offset };
                     for segment in &pool.segments(frames, offset, count as u32) {
                         segment.copy_from(0, &bytes[at..at + segment.len()]);
                         at += segment.len();

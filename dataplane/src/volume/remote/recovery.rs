@@ -111,6 +111,9 @@ impl Remote {
             if parent.is_active {
                 (parent.issued, parent.commands, parent.status) = (0, 0, Status::Ok);
                 self.backlog.push_back(index as u16);
+                if planted!("volume-sent-again-twice") {
+                    self.backlog.push_back(index as u16);
+                }
             }
         }
         let parents = &self.parents;

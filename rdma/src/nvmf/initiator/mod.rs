@@ -6,9 +6,11 @@
 //! Identifiers on the wire carry a generation, so that an answer to an earlier command is a
 //! [`Fault`], not an end of the wrong one.
 
+mod association;
 mod saved;
 mod setup;
 
+pub use association::{Associated, Association, AssociationError, Next, Wish};
 pub use setup::{Found, Progress, Setup, SetupError};
 
 use super::assembly::Assembly;
@@ -287,6 +289,9 @@ impl Queue {
     pub fn next_ended(&mut self) -> Option<Ended> {
         let ended = self.ended.pop_front()?;
         self.free.push(ended.slot);
+        if planted!("nvmf-slot-freed-twice") && self.free.len() < usize::from(self.config.depth) {
+            self.free.push(ended.slot);
+        }
         Some(ended)
     }
 
@@ -445,6 +450,7 @@ impl Queue {
                 let (used, matches) = self.check.take(bytes);
                 if let Some(matches) = matches {
                     self.incoming = Incoming::Header;
+                    let matches = matches || planted!("nvmf-digest-not-checked");
                     self.digest_errors += u32::from(!matches);
                     self.slots[usize::from(slot)].is_corrupt |= !matches;
                     self.after_data(slot, flags)?;

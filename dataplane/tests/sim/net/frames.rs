@@ -1,11 +1,11 @@
 //! What tenants and far ends put on the wire, byte by byte, and how a tenant reads it.
 
-use crate::topology::{UPLINK_MTU, VNIS, uplink_mac, vtep};
+use super::topology::{UPLINK_MTU, VNIS, uplink_mac, vtep, vtep6};
 use outboard_wire::arp::Operation;
 use outboard_wire::{
-    Arp, Checksum, Ethernet, Ipv4, Mac, Udp, Vxlan, ecn, ethernet, ipv4, udp, vxlan,
+    Arp, Checksum, Ethernet, Ipv4, Ipv6, Mac, Udp, Vxlan, ecn, ethernet, ipv4, ipv6, udp, vxlan,
 };
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Where the UDP payload of an IP packet starts.
 pub const PAYLOAD_AT: usize = ipv4::BYTES + udp::BYTES;
@@ -48,6 +48,56 @@ pub fn udp_packet(header: Ipv4, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
     };
     bytes[ipv4::BYTES + udp::CHECKSUM_AT..][..2].copy_from_slice(&sum.to_be_bytes());
     bytes
+}
+
+/// A UDP packet of IPv6 with its checksum.
+pub fn udp_packet6(header: Ipv6, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let len = (udp::BYTES + payload.len()) as u16;
+    let mut bytes = vec![0; ipv6::BYTES + usize::from(len)];
+    Ipv6 { payload_len: len, ..header }.emit(&mut bytes).expect("room");
+    let datagram = Udp { source: ports.0, destination: ports.1, len, checksum: 0 };
+    datagram.emit(&mut bytes[ipv6::BYTES..]).expect("room");
+    bytes[ipv6::BYTES + udp::BYTES..].copy_from_slice(payload);
+    let sum = match udp_sum6(&bytes).finish() {
+        0 => 0xffff,
+        sum => sum,
+    };
+    bytes[ipv6::BYTES + udp::CHECKSUM_AT..][..2].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+/// An IPv6 header to put in front of something.
+pub fn ip_header6(source: Ipv6Addr, destination: Ipv6Addr) -> Ipv6 {
+    Ipv6 {
+        traffic_class: 0,
+        flow_label: 0,
+        payload_len: 0,
+        next_header: ipv4::UDP,
+        hop_limit: 64,
+        source,
+        destination,
+    }
+}
+
+fn udp_sum6(packet: &[u8]) -> Checksum {
+    let address = |at: usize| *packet[at..].first_chunk::<16>().expect("an IP header");
+    let len = (packet.len() - ipv6::BYTES) as u32;
+    let mut sum = Checksum::pseudo_header6(address(8), address(24), ipv4::UDP, len);
+    sum.add(&packet[ipv6::BYTES..]);
+    sum
+}
+
+/// Whether a UDP packet of IPv6 has the right checksum.
+pub fn udp_is_whole6(packet: &[u8]) -> bool {
+    let Some(datagram) = packet.get(ipv6::BYTES..) else { return false };
+    match Udp::parse(datagram, datagram.len()) {
+        Ok(udp) => {
+            udp.checksum != 0
+                && usize::from(udp.len) == datagram.len()
+                && udp_sum6(packet).folded() == 0xffff
+        }
+        Err(_) => false,
+    }
 }
 
 /// The sum over a UDP packet's pseudo-header and datagram.
@@ -126,6 +176,9 @@ pub fn tunnelled(macs: (Mac, Mac), vteps: (Ipv4Addr, Ipv4Addr), vni: u32, inner:
 pub fn check_tunnel(host: usize, bytes: &[u8]) {
     let outer = Ethernet::parse(bytes).expect("an Ethernet header");
     assert_eq!((outer.destination, outer.source), (uplink_mac(1 - host), uplink_mac(host)));
+    if outer.ethertype == ethernet::IPV6 {
+        return check_tunnel6(host, &bytes[ethernet::BYTES..]);
+    }
     let packet = &bytes[ethernet::BYTES..];
     let ip = Ipv4::parse(packet, packet.len()).expect("an outer IP header");
     assert_eq!((ip.source, ip.destination), (vtep(host), vtep(1 - host)));
@@ -146,4 +199,21 @@ pub fn check_tunnel(host: usize, bytes: &[u8]) {
     let inner_ip = Ipv4::parse(inner, inner.len()).expect("an inner IP header");
     assert_eq!(usize::from(inner_ip.total_len), inner.len(), "padding is not carried");
     assert_eq!(ecn::of_tos(ip.tos), ecn::of_tos(inner_ip.tos), "RFC 6040: ECN is copied");
+}
+
+/// The same for a tunnel packet of IPv6, which carries IPv6 here.
+fn check_tunnel6(host: usize, packet: &[u8]) {
+    let ip = Ipv6::parse(packet, packet.len()).expect("an outer IP header");
+    assert_eq!((ip.source, ip.destination), (vtep6(host), vtep6(1 - host)));
+    assert_eq!((ip.next_header, ip.total_len()), (ipv4::UDP, packet.len()));
+    assert!(packet.len() <= UPLINK_MTU as usize, "larger than the underlay's MTU");
+    assert!(udp_is_whole6(packet), "RFC 8200 section 8.1: UDP over IPv6 has a checksum");
+    let payload = &packet[ipv6::BYTES + udp::BYTES..];
+    let tunnel = Vxlan::parse(payload).expect("a VXLAN header");
+    assert!(VNIS.contains(&tunnel.vni));
+    let inner = &payload[vxlan::BYTES + ethernet::BYTES..];
+    let inner_ip = Ipv6::parse(inner, inner.len()).expect("an inner IP header");
+    assert_eq!(inner_ip.total_len(), inner.len(), "padding is not carried");
+    let classes = (ip.traffic_class, inner_ip.traffic_class);
+    assert_eq!(ecn::of_tos(classes.0), ecn::of_tos(classes.1), "RFC 6040: ECN is copied");
 }

@@ -1,10 +1,10 @@
 //! What nobody should send: frames that must never be delivered to anybody.
 
-use crate::frames::{
+use super::frames::{
     TUNNEL_BYTES, arp_frame, frame, ip_header, ip_packet, pseudo_sum, repair_ip, tunnelled,
     udp_is_whole, udp_packet,
 };
-use crate::topology::{
+use super::topology::{
     GATEWAY, GATEWAY_MAC, Place, TENANT_MTU, UNREACHABLE, VNIS, places, uplink_mac, vtep,
 };
 use outboard_sim::Rng;

@@ -142,11 +142,13 @@ impl Host {
             assert!(!network.before_sleep(free));
         }
         assert_eq!(self.received(), self.sent() + self.drops(), "packets in = out + dropped");
-        let mut frames: usize = self.workers.iter().map(|worker| worker.free.len()).sum();
-        for port in 0..self.ports as u16 {
-            frames += self.workers[owner(PortId(port))].port(PortId(port)).held();
+        let mut frames = [0; WORKERS];
+        for port in (0..self.ports as u16).map(PortId) {
+            frames[owner(port)] += self.workers[owner(port)].port(port).held();
         }
-        assert_eq!(frames, FRAMES as usize * WORKERS, "no frame is lost");
+        // What was lent to another worker has come back as well.
+        let all = self.workers.iter().zip(frames).map(|(worker, held)| worker.free.len() + held);
+        assert!(all.eq([FRAMES as usize; WORKERS]), "every worker has its frames");
     }
 
     fn sum(&self, count: impl Fn(&PortCounters) -> u64) -> u64 {

@@ -2,12 +2,12 @@
 
 use outboard::config::Plan;
 use outboard::config::plan::{
-    Dscp, Ipv4Interface, Port, Role, Route, Runtime, Tenant, Vpc, WaitMode,
+    Dscp, Ipv4Interface, Ipv6Interface, Port, Role, Route, Runtime, Tenant, Vpc, WaitMode,
 };
 use outboard::packet::PortId;
 use outboard::switch::{NextHop, Tables};
 use outboard_wire::{IpPrefix, Mac};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 pub const HOSTS: usize = 2;
@@ -18,6 +18,7 @@ pub const UPLINK: PortId = PortId(TENANTS as u16);
 /// Further apart than the bits that a link flips at once: no fault turns one into the other.
 pub const VNIS: [u32; 2] = [0x12_3456, 0x6d_cba9];
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 255, 1);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0xff, 1);
 pub const GATEWAY_MAC: Mac = Mac([2, 0, 0x5e, 0, 0, 1]);
 pub const TENANT_MTU: u16 = 8950;
 pub const UPLINK_MTU: u32 = 9000;
@@ -33,6 +34,7 @@ pub struct Place {
     pub port: PortId,
     pub vpc: usize,
     pub address: Ipv4Addr,
+    pub address6: Ipv6Addr,
     pub mac: Mac,
 }
 
@@ -48,12 +50,22 @@ fn place(host: usize, port: usize) -> Place {
         port: PortId(port as u16),
         vpc,
         address: Ipv4Addr::new(10, 0, host as u8, 2 + number as u8),
+        address6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, host as u16, 2 + number as u16),
         mac: Mac([2, 0, 0, 1, host as u8, port as u8]),
     }
 }
 
 pub fn vtep(host: usize) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, 1 + host as u8)
+}
+
+pub fn vtep6(host: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1 + host as u16)
+}
+
+/// Where the tenants of a host are.
+fn network6(host: usize) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, host as u16, 0)
 }
 
 pub fn uplink_mac(host: usize) -> Mac {
@@ -71,13 +83,18 @@ pub fn plan(host: usize) -> Plan {
         name: String::new(),
         vni,
         gateway: Some(GATEWAY),
-        gateway6: None,
+        gateway6: Some(GATEWAY6),
         gateway_mac: GATEWAY_MAC,
         dscp: Dscp::Fixed(0),
         routes: vec![
             route([10, 0, other as u8, 0], 24, vtep(other)),
             route([10, 8, 0, 0], 16, UNRESOLVED),
             route([10, 9, 0, 0], 16, UNREACHABLE),
+            Route {
+                to: IpPrefix::new(network6(other).into(), 112).expect("a prefix"),
+                via: vtep6(other).into(),
+                mac: GATEWAY_MAC,
+            },
         ],
     };
     let port = |id, role| Port {
@@ -89,12 +106,14 @@ pub fn plan(host: usize) -> Plan {
         role,
     };
     let tenants = (0..TENANTS).map(|number| {
-        let Place { vpc, address, mac, port: id, .. } = place(host, number);
+        let Place { vpc, address, address6, mac, port: id, .. } = place(host, number);
         let vpc = vpc as u16;
         let address = Some(Ipv4Interface { address, prefix_len: 16 });
-        port(id, Role::Tenant(Tenant { vpc, address, address6: None, mac, mtu: TENANT_MTU }))
+        let address6 = Some(Ipv6Interface { address: address6, prefix_len: 64 });
+        port(id, Role::Tenant(Tenant { vpc, address, address6, mac, mtu: TENANT_MTU }))
     });
-    let uplink = Role::Uplink { vtep: Some(vtep(host)), vtep6: None, zero_checksum6: false };
+    let uplink =
+        Role::Uplink { vtep: Some(vtep(host)), vtep6: Some(vtep6(host)), zero_checksum6: false };
     Plan {
         name: String::new(),
         runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 16 },
@@ -145,6 +164,14 @@ pub fn tables_without_uplink(host: usize) -> Arc<Tables> {
     Arc::new(Tables::new(&plan, &[]))
 }
 
-fn hops(host: usize, to_other: NextHop) -> [(IpAddr, NextHop); 2] {
-    [(vtep(1 - host).into(), to_other), (UNRESOLVED.into(), NextHop::Unresolved)]
+fn hops(host: usize, to_other: NextHop) -> [(IpAddr, NextHop); 3] {
+    let mut to_other6 = to_other;
+    if let NextHop::Resolved { src_ip, .. } = &mut to_other6 {
+        *src_ip = vtep6(host).into();
+    }
+    [
+        (vtep(1 - host).into(), to_other),
+        (vtep6(1 - host).into(), to_other6),
+        (UNRESOLVED.into(), NextHop::Unresolved),
+    ]
 }

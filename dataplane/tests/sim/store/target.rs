@@ -1,0 +1,131 @@
+//! The process that serves the medium: an export, and its lives.
+
+use super::medium::Medium;
+use outboard::volume::export::{Door, Export, ExportConfig, ExportCounters};
+use outboard::volume::{BlockDevice, Dones};
+use outboard_dma::{FreeList, Region};
+use outboard_rdma::nvmf::Digests;
+use outboard_rdma::nvmf::identify::Identity;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+pub const NQN: &str = "nqn.2025-01.io.outboard:sim";
+/// A life's first epoch is as much higher than the one's before it.
+const EPOCHS_PER_LIFE: u64 = 1_000_000;
+
+/// A target that may be dead now.
+pub struct Target {
+    pub medium: Medium,
+    life: Option<Life>,
+    lives: u64,
+    identity: Identity,
+    digests: Digests,
+    /// What all lives counted: fences, and commands of the past that were refused.
+    pub fences: u64,
+    pub stale_refusals: u64,
+}
+
+struct Life {
+    export: Export,
+    door: Door,
+    counters: Arc<ExportCounters>,
+    free: FreeList,
+}
+
+impl Target {
+    pub fn new(medium: Medium, digests: Digests) -> Target {
+        let identity = Identity { nguid: [7; 16], uuid: [0; 16] };
+        let mut target = Target {
+            medium,
+            life: None,
+            lives: 0,
+            identity,
+            digests,
+            fences: 0,
+            stale_refusals: 0,
+        };
+        target.start();
+        target
+    }
+
+    /// Starts, unless I/O of the process before still runs: its lock on the medium lasts as long.
+    pub fn start(&mut self) -> bool {
+        if self.medium.in_flight() > 0 {
+            return false;
+        }
+        self.lives += 1;
+        let config = ExportConfig {
+            nqn: NQN.into(),
+            serial: "1".into(),
+            identity: self.identity,
+            owner: 3,
+            connections: 8,
+            shared_frames: 16,
+            first_epoch: self.lives * EPOCHS_PER_LIFE,
+        };
+        let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
+        let (mut export, door) = Export::new(&config, self.medium.geometry(), &mut free).unwrap();
+        export.require_digests(self.digests);
+        let counters = export.counters();
+        self.life = Some(Life { export, door, counters, free });
+        true
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// A connection comes; `false`: nobody listens.
+    pub fn accept(&self, socket: TcpStream) -> bool {
+        self.life.as_ref().is_some_and(|life| life.door.enter(socket).is_ok())
+    }
+
+    /// A turn of its worker: what ended.
+    pub fn turn(&mut self, now_ns: u64) -> u64 {
+        let Some(Life { export, .. }) = &mut self.life else {
+            self.medium.settle(now_ns);
+            return 0;
+        };
+        let mut events = export.poll(now_ns, &mut self.medium) as u64;
+        let mut done = Dones::new();
+        self.medium.reap(now_ns, &mut done);
+        events += done.len() as u64;
+        for done in done {
+            export.complete(done);
+        }
+        export.flush(now_ns);
+        events
+    }
+
+    /// The process dies. What it had submitted goes on.
+    pub fn kill(&mut self) {
+        self.medium.orphan();
+        if let Some(life) = self.life.take() {
+            self.fences += life.counters.fences.get();
+            self.stale_refusals += life.counters.stale_refusals.get();
+        }
+    }
+
+    /// It serves another medium from now on, as one in memory does after a restart.
+    pub fn replace(&mut self, medium: Medium) {
+        assert!(!self.is_alive());
+        self.medium = medium;
+        self.identity.nguid[0] ^= 0xff;
+    }
+
+    /// Ends it in good order; every frame comes back.
+    pub fn close(&mut self, mut now_ns: u64) {
+        while let Some(Life { export, free, .. }) = &mut self.life {
+            if export.close_all(free) {
+                let frames = free.len();
+                assert_eq!(frames, 8 * 34 + 16, "every frame of the export comes back");
+                break;
+            }
+            now_ns += 1_000_000;
+            let mut done = Dones::new();
+            self.medium.reap(now_ns, &mut done);
+            done.into_iter().for_each(|done| export.complete(done));
+        }
+        self.kill();
+    }
+}
