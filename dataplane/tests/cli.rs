@@ -42,14 +42,16 @@ impl Drop for Scratch {
 }
 
 #[test]
-fn check_accepts_the_example() {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config/host-a.toml");
-    let example = example.display().to_string();
-    let stdout = format!(
-        "{example} is right: \"host-a\" with 2 workers, 2 VPCs, 1 uplink, 2 ports, 3 volumes, \
-         1 export, 2 disks\n"
-    );
-    ends(&outboard(&["check", "--config", &example]), 0, &stdout, "");
+fn check_accepts_the_examples() {
+    for (host, what) in [
+        ("host-a", "2 workers, 2 VPCs, 1 uplink, 2 ports, 3 volumes, 1 export, 2 disks"),
+        ("host-b", "1 worker, 2 VPCs, 1 uplink, 2 ports, 1 volume, 1 export"),
+    ] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config");
+        let example = folder.join(format!("{host}.toml")).display().to_string();
+        let stdout = format!("{example} is right: \"{host}\" with {what}\n");
+        ends(&outboard(&["check", "--config", &example]), 0, &stdout, "");
+    }
 }
 
 #[test]
