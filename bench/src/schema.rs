@@ -279,6 +279,9 @@ pub struct Fact {
     /// A line of explanation or output.
     #[serde(default)]
     pub text: String,
+    /// What a program printed, when a reader wants to see it whole; several lines.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub output: String,
     /// The exact command line.
     #[serde(default)]
     pub command: String,

@@ -7,18 +7,27 @@ use crate::{child, process};
 use std::path::PathBuf;
 use std::process::Command;
 
+const AFTER_HELP: &str = "\
+Examples:
+  cargo xtask bench net --quick --json old.json        before a change
+  cargo xtask bench net --quick --json new.json        after it
+  target/release/outboard-bench compare old.json new.json
+                                                       what changed beyond the spread of the runs";
+
 /// Builds in release mode and measures
 ///
-/// Runs one suite of outboard-bench. Bounds stand in
-/// bench/targets.toml; figures count only when nothing else runs on the machine.
+/// Runs one suite of outboard-bench: Outboard beside reference programs, judged by the bounds in
+/// bench/targets.toml. Needs root and two cores; figures count only when nothing else runs on the
+/// machine.
 #[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// The suite: net or block.
+    /// net (frames, the switch, memory) or block (disks, local and remote).
     suite: String,
     /// Shorter runs, for a first look: at most 3 minutes.
     #[arg(long)]
     quick: bool,
-    /// Writes every run's value to FILE.
+    /// Writes every run's value to FILE, for `outboard-bench report` and `compare`.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }

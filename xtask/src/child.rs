@@ -49,6 +49,18 @@ impl Child {
         }
     }
 
+    /// Waits until it ends by itself, at most for `patience`; an error unless it succeeds.
+    pub fn finish(mut self, patience: Duration, stop: &Stop) -> Result<(), Error> {
+        match stop.wait_for(patience, || self.inner.ended())? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(self.failure(status)),
+            None => Err(Error::task(
+                format!("`{}` did not end within {patience:?}", self.command),
+                format!("it was ended; its log is {}", self.log.display()),
+            )),
+        }
+    }
+
     /// Asks it to end and waits; an error when it fails in doing so or must be killed.
     pub fn stop(mut self) -> Result<(), Error> {
         self.must_run()?;
@@ -85,6 +97,24 @@ impl Child {
 /// Runs a program to its end, at most for `patience`, and returns its standard output. It is
 /// killed when time is up and when the user asks to stop.
 pub fn read(command: &mut Command, patience: Duration, stop: &Stop) -> Result<String, Error> {
+    let ended = outcome(command, patience, stop)?;
+    process::check(command, ended.status, format!("{}{}", ended.stdout, ended.stderr))?;
+    Ok(ended.stdout)
+}
+
+/// How a program ended and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// The same for a program whose exit code is an answer.
+pub fn outcome(command: &mut Command, patience: Duration, stop: &Stop) -> Result<Ended, Error> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut group = Group::spawn(command)?;
     let stdout = collect(group.0.stdout.take().expect("stdout is piped"));
@@ -98,8 +128,7 @@ pub fn read(command: &mut Command, patience: Duration, stop: &Stop) -> Result<St
     };
     let stdout = stdout.join().expect("the reader does not panic");
     let stderr = stderr.join().expect("the reader does not panic");
-    process::check(command, status, format!("{stdout}{stderr}"))?;
-    Ok(stdout)
+    Ok(Ended { status, stdout, stderr })
 }
 
 /// Runs a program to its end; what it prints goes to the terminal.
@@ -232,9 +261,27 @@ mod tests {
     }
 
     #[test]
+    fn a_child_is_waited_for_until_it_ends_or_patience_does() {
+        let log = log("finished");
+        let stop = Stop::default();
+        let spawn = |script: &str| Child::spawn(&mut shell(script), &log).unwrap();
+        spawn("sleep 0.05").finish(LONG, &stop).unwrap();
+        let error = spawn("echo why; exit 5").finish(LONG, &stop).unwrap_err().to_string();
+        assert!(error.contains("exit code 5") && error.contains("why"), "{error}");
+        let late = spawn("sleep 600");
+        let pid = late.pid();
+        let error = late.finish(Duration::ZERO, &stop).unwrap_err().to_string();
+        assert!(error.contains("did not end within") && !alive(pid), "{error}");
+        fs::remove_file(&log).unwrap();
+    }
+
+    #[test]
     fn reading_ends_with_the_program_with_patience_or_when_asked() {
         let stop = Stop::default();
         assert_eq!(read(&mut shell("echo a"), LONG, &stop).unwrap(), "a\n");
+        let ended = outcome(&mut shell("echo a; echo b >&2; exit 3"), LONG, &stop).unwrap();
+        assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("a\n", "b\n"));
+        assert_eq!(ended.status.code(), Some(3));
         let error = read(&mut shell("sleep 600"), Duration::ZERO, &stop).unwrap_err().to_string();
         assert!(error.contains("no end within"), "{error}");
         stop.ask();

@@ -1,11 +1,15 @@
 //! `demo`: the main job on real traffic, beside what the kernel does with the same tenants.
 //!
-//! Two hosts as network namespaces, two tenants each in two VPCs with the same addresses. First
-//! bridge and VXLAN of the kernel join them, then Outboard, so that neither costs the other a
-//! core. Everything made is in a guard: it goes on success, on failure and on Ctrl-C. What a
-//! killed run left is removed by the next.
+//! Two hosts as network namespaces, two tenants each in two VPCs with the same addresses of both
+//! families. First bridge and VXLAN of the kernel join them, then Outboard, so that neither costs
+//! the other a core. Then Outboard is changed under traffic, and killed under load. Everything made
+//! is in a guard: it goes on success, on failure and on Ctrl-C. What a killed run left is removed
+//! by the next.
 
+mod change;
 mod checks;
+mod config;
+mod crash;
 mod daemons;
 mod drivers;
 mod facts;
@@ -16,7 +20,9 @@ use crate::error::Error;
 use crate::netns::{self, Scratch};
 use crate::stop::Stop;
 use crate::{bench, process, setup};
+use change::Change;
 use checks::Subject;
+use crash::Crash;
 use daemons::{Daemons, Pins, Places};
 use drivers::Bench;
 use facts::Facts;
@@ -31,11 +37,14 @@ const VOLUME_MIB: u32 = 256;
 /// Where sockets are.
 const RUN: &str = "/run";
 
-/// Shows Outboard at work: network, isolation, remote disk
+/// Shows Outboard at work: networks, a remote disk, a change and a crash under load
 ///
-/// Sets the machine up, builds in release mode, lets tenants on two hosts (network namespaces)
-/// talk through the kernel and then through Outboard, reads a remote disk, prints a report and
-/// writes it to target/demo/report.json and report.html. Cleans up after itself, also on Ctrl-C.
+/// Sets the machine up and builds in release mode (some minutes the first time). Then, in one to
+/// two minutes: tenants on two hosts (network namespaces) talk over IPv4 and IPv6, through the
+/// kernel and through Outboard; a remote disk is read; routes, a tenant and a disk change under
+/// traffic; the disk's target is killed under a verified load. Prints a report and writes it to
+/// target/demo/report.json and report.html. Fails when anything is not as it should be. Cleans up
+/// after itself, also on Ctrl-C.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only the kernel's path and without measurements; builds nothing.
@@ -146,11 +155,13 @@ fn by_outboard(
     // The local file before the daemons run, the remote one while they do.
     bench.local_file(&subject, &files.path().join("local.img"), VOLUME_MIB)?;
     let _pins = Pins;
-    let daemons = Daemons::start(&topology, &places, stop)?;
+    let mut daemons = Daemons::start(&topology, &places, stop)?;
     subject.check(facts)?;
     let mut labels = daemons.watch();
-    labels.extend(["--note".into(), format!("workers wait in {} mode", daemons::WAIT_MODE)]);
+    labels.extend(["--note".into(), format!("workers wait in {} mode", config::WAIT_MODE)]);
     bench.udp(&subject, drivers::UDP_OUTBOARD, &labels)?;
     bench.vhost(&subject, &places.disk(), &labels)?;
+    Change { subject: &subject, places: &places, bench: &bench }.check(facts)?;
+    Crash { subject: &subject, places: &places, bench: &bench }.check(&mut daemons, facts)?;
     daemons.stop()
 }

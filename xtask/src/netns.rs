@@ -22,8 +22,8 @@ pub fn own_name(label: &str) -> String {
     format!("{PREFIX}{}-{label}", std::process::id())
 }
 
-/// A network namespace, with its loopback up and without IPv6 (whose neighbour discovery would
-/// stand in every counter).
+/// A network namespace, with its loopback up. Without IPv6 unless asked for: its neighbour
+/// discovery would stand in every counter.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
@@ -37,11 +37,29 @@ impl Namespace {
         let namespace = Namespace { name };
         namespace.ip("link set lo up")?;
         for scope in ["all", "default"] {
-            let key = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
-            let script = format!("if [ -e {key} ]; then echo 1 > {key}; fi");
-            process::read(namespace.command("sh").args(["-c", &script]))?;
+            namespace.ipv6_setting(scope, "disable_ipv6", "1")?;
         }
         Ok(namespace)
+    }
+
+    /// Makes one whose interfaces have IPv6 too, with nothing but the addresses that they are
+    /// given and their link-local one, at once.
+    pub fn dual_stack(label: &str) -> Result<Namespace, Error> {
+        let namespace = Namespace::new(label)?;
+        for scope in ["all", "default"] {
+            for (key, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
+                namespace.ipv6_setting(scope, key, value)?;
+            }
+        }
+        Ok(namespace)
+    }
+
+    /// Sets one of the kernel's settings, where it has IPv6.
+    fn ipv6_setting(&self, scope: &str, key: &str, value: &str) -> Result<(), Error> {
+        let file = format!("/proc/sys/net/ipv6/conf/{scope}/{key}");
+        let script = format!("if [ -e {file} ]; then echo {value} > {file}; fi");
+        process::read(self.command("sh").args(["-c", &script]))?;
+        Ok(())
     }
 
     /// Its name, as `ip netns` shows it.

@@ -10,7 +10,7 @@ use crate::machine::{netns, pin};
 use crate::schema::Measurement;
 use crate::stop;
 use clap::Args;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 
 /// Measure round trips of UDP datagrams between sockets.
@@ -94,7 +94,11 @@ pub fn client(args: &UdpArgs, to: SocketAddr) -> Result<Measurement, Error> {
         return Err(Error::Refused("--payload must be 8 to 8900 bytes".into()));
     }
     let load = args.load.load(args.lost_after)?;
-    let socket = socket(args, (Ipv4Addr::UNSPECIFIED, 0).into())?;
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = socket(args, (any, 0).into())?;
     socket.connect(to).map_err(Error::system(format!("cannot reach {to}: is there a route?")))?;
     let bytes = usize::from(args.payload);
     let mut work = UdpWork {

@@ -211,9 +211,14 @@ fn observations(facts: &[Fact]) -> String {
             false => format!(" <span class=\"dim\">({})</span>", escape(&fact.path)),
         };
         let (title, text) = (escape(&fact.title), escape(&fact.text));
+        let output = match fact.output.trim_end() {
+            "" => String::new(),
+            output => format!("<pre>{}</pre>", escape(output)),
+        };
         let _ = writeln!(
             out,
-            "<li>{mark}<span>{title}{path}{value} <span class=\"dim\">{text}</span></span></li>"
+            "<li>{mark}<div>{title}{path}{value} <span class=\"dim\">{text}</span>{output}\
+             </div></li>"
         );
     }
     out + "</ul></section>\n"

@@ -22,6 +22,7 @@ fn the_page_shows_every_measurement_target_fact_and_command() {
     }
     for fact in &report.facts {
         assert!(page.contains(&escape(&fact.title)));
+        assert!(page.contains(&escape(fact.output.trim_end())));
     }
     let summary = page.find("<h2>Summary</h2>").unwrap();
     assert!(page.matches("<h2>").count() >= 6 && page.find("<h2>").unwrap() == summary);
@@ -59,6 +60,7 @@ fn text_cannot_become_markup() {
     for fact in &mut report.facts {
         fact.title = hostile.clone();
         fact.text = hostile.clone();
+        fact.output = hostile.clone();
         fact.unit = hostile.clone();
     }
     let page = page(&hostile, &report);

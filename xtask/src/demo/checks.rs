@@ -2,7 +2,7 @@
 //! They are the same for every path that joins the tenants.
 
 use super::facts::{Fact, Facts};
-use super::topology::{ADDRESSES, Topology, VPCS, Vpc};
+use super::topology::{ADDRESSES, FAMILIES, Topology, V4, VPCS, Vpc};
 use crate::child::{self, Child};
 use crate::error::Error;
 use crate::netns::Namespace;
@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// How long a path may take until its first packet goes through.
-const READY_WAIT: Duration = Duration::from_secs(15);
+pub const READY_WAIT: Duration = Duration::from_secs(15);
 /// How long a single program may take.
 const PROGRAM_WAIT: Duration = Duration::from_secs(30);
 /// Requests of each VPC that the other one's server must not see.
@@ -38,14 +38,24 @@ pub struct Subject<'a> {
 impl Subject<'_> {
     /// Every check, in the order in which one would try them.
     pub fn check(&self, facts: &mut Facts) -> Result<(), Error> {
-        for vpc in 0..VPCS.len() {
-            facts.note(self.ping(vpc)?);
-        }
-        for fact in self.isolation()? {
-            facts.note(fact);
+        self.reach(facts)?;
+        for family in FAMILIES {
+            for fact in self.isolation(family)? {
+                facts.note(fact);
+            }
         }
         for vpc in 0..VPCS.len() {
             facts.note(self.iperf3(vpc)?);
+        }
+        Ok(())
+    }
+
+    /// Pings between the tenants of both VPCs, in both families.
+    pub fn reach(&self, facts: &mut Facts) -> Result<(), Error> {
+        for vpc in 0..VPCS.len() {
+            for family in FAMILIES {
+                facts.note(self.ping(vpc, ADDRESSES[family])?);
+            }
         }
         Ok(())
     }
@@ -55,12 +65,18 @@ impl Subject<'_> {
         self.topology.tenant(0, vpc)
     }
 
-    /// Starts a server in the tenant on host B and waits for its word that it listens.
-    pub fn serve(&self, vpc: usize, command: &mut Command, word: &str) -> Result<Child, Error> {
+    /// Starts a server in the tenant on host B and waits for its word that it listens. `log`
+    /// tells its log from those of the tenant's other servers.
+    pub fn serve(
+        &self,
+        vpc: usize,
+        command: &mut Command,
+        log: &str,
+        word: &str,
+    ) -> Result<Child, Error> {
         let tenant = self.topology.tenant(1, vpc);
-        let program = Path::new(command.get_program()).file_stem().unwrap_or_default();
         let (_, label) = tenant.name().split_once('-').unwrap_or_default();
-        let log = self.logs.join(format!("{label}-{}.log", program.to_string_lossy()));
+        let log = self.logs.join(format!("{label}-{log}.log"));
         let mut inside = tenant.command(command.get_program());
         inside.args(command.get_args());
         let mut child = Child::spawn(&mut inside, &log)?;
@@ -77,19 +93,12 @@ impl Subject<'_> {
         }
     }
 
-    fn ping(&self, vpc: usize) -> Result<Fact, Error> {
-        let far = ADDRESSES[1];
+    /// From the tenant on host A to the one on host B.
+    fn ping(&self, vpc: usize, [near, far]: [&str; 2]) -> Result<Fact, Error> {
         // The first packets wait for address resolution and for a daemon's ports to come up.
-        self.stop.wait_for(READY_WAIT, || {
-            let mut once = self.near(vpc).command("ping");
-            once.args(["-n", "-c", "1", "-W", "1", far]);
-            match child::read(&mut once, PROGRAM_WAIT, self.stop) {
-                Err(Error::Interrupted) => Err(Error::Interrupted),
-                outcome => Ok(outcome.ok()),
-            }
-        })?;
+        self.answers(self.near(vpc), far, READY_WAIT)?;
         let mut ping = self.near(vpc).command("ping");
-        ping.args(["-n", "-c", "5", "-i", "0.2", "-W", "2", far]);
+        ping.args(["-n", "-c", "5", "-i", "0.1", "-W", "2", far]);
         let (text, answered) = match child::read(&mut ping, PROGRAM_WAIT, self.stop) {
             Ok(text) => {
                 let answered = text.contains(" 0% packet loss");
@@ -101,25 +110,38 @@ impl Subject<'_> {
         };
         Ok(Fact {
             kind: "reach",
-            title: format!("{}: ping {} to {far}", VPCS[vpc].name, ADDRESSES[0]),
+            title: format!("{}: ping {near} to {far}", VPCS[vpc].name),
             path: self.path.into(),
             ok: Some(answered),
             value: ping_average_ms(&text).map(|ms| (ms, "ms")),
             text: ping_summary(&text),
             command: process::describe(&ping),
+            ..Fact::default()
         })
     }
 
+    /// Whether an address answers a ping within `patience`; asked once at least.
+    pub fn answers(&self, from: &Namespace, to: &str, patience: Duration) -> Result<bool, Error> {
+        let answer = self.stop.wait_for(patience, || {
+            let mut once = from.command("ping");
+            once.args(["-n", "-c", "1", "-W", "1", to]);
+            let ended = child::outcome(&mut once, PROGRAM_WAIT, self.stop)?;
+            Ok(ended.status.success().then_some(()))
+        })?;
+        Ok(answer.is_some())
+    }
+
     /// Both VPCs have a server at the same address; each tenant must meet its own.
-    fn isolation(&self) -> Result<Vec<Fact>, Error> {
+    fn isolation(&self, family: usize) -> Result<Vec<Fact>, Error> {
         // By process, not by path: a build may have replaced the file since this program began.
         let xtask = format!("/proc/{}/exe", std::process::id());
-        let address = format!("{}:7777", ADDRESSES[1]);
+        let far = ADDRESSES[family][1];
+        let address = endpoint(far, 7777);
         let mut servers = Vec::new();
         for (vpc, Vpc { name, .. }) in VPCS.iter().enumerate() {
             let mut server = Command::new(&xtask);
             server.args(["marker", "--serve", &address, name]);
-            servers.push(self.serve(vpc, &mut server, "answering")?);
+            servers.push(self.serve(vpc, &mut server, "marker", "answering")?);
         }
         let ask = |vpc: usize, times: u32| -> Result<(String, String), Error> {
             let mut ask = self.near(vpc).command(&xtask);
@@ -137,12 +159,12 @@ impl Subject<'_> {
             let right = is_own_and_undisturbed(name, &answer);
             facts.push(Fact {
                 kind: "isolation",
-                title: format!("{name}: who answers at {}", ADDRESSES[1]),
+                title: format!("{name}: who answers at {far}"),
                 path: self.path.into(),
                 ok: Some(right),
-                value: None,
                 text: isolation_text(name, &answer, right),
                 command,
+                ..Fact::default()
             });
         }
         servers.into_iter().try_for_each(Child::stop)?;
@@ -150,10 +172,10 @@ impl Subject<'_> {
     }
 
     fn iperf3(&self, vpc: usize) -> Result<Fact, Error> {
-        let far = ADDRESSES[1];
+        let far = ADDRESSES[V4][1];
         let mut server = Command::new("iperf3");
         server.args(["--server", "--one-off", "--forceflush", "--bind", far]);
-        let server = self.serve(vpc, &mut server, "listening")?;
+        let server = self.serve(vpc, &mut server, "iperf3", "listening")?;
         let mut client = self.near(vpc).command("iperf3");
         client.args(["--client", far, "--time", &IPERF_S.to_string(), "--json"]);
         println!("  ...   {}: iperf3 TCP, {IPERF_S} s", VPCS[vpc].name);
@@ -173,7 +195,16 @@ impl Subject<'_> {
             value: bits_per_s.map(|rate| (rate / 1e9, "Gb/s")),
             text: retransmits.map_or(String::new(), |count| format!("({count} retransmissions)")),
             command: process::describe(&client),
+            ..Fact::default()
         })
+    }
+}
+
+/// An address and a port, as programs take them.
+pub fn endpoint(address: &str, port: u16) -> String {
+    match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
     }
 }
 
@@ -214,6 +245,14 @@ mod tests {
         assert_eq!(ping_summary(text), "5 packets transmitted, 5 received, 0% packet loss");
         assert_eq!(ping_average_ms(""), None);
         assert_eq!(ping_summary(""), "no answer");
+    }
+
+    #[test]
+    fn endpoints_are_what_sockets_take() {
+        for address in ADDRESSES.concat() {
+            let endpoint: std::net::SocketAddr = endpoint(address, 7).parse().unwrap();
+            assert_eq!((endpoint.ip().to_string().as_str(), endpoint.port()), (address, 7));
+        }
     }
 
     #[test]

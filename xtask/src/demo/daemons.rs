@@ -1,6 +1,7 @@
-//! One `outboard` per host: its configuration, its tenants' interfaces, its life.
+//! One `outboard` per host: its tenants' interfaces and its life, a violent end included.
 
-use super::topology::{ADDRESSES, HOSTS, TENANT_MTU, Topology, UNDERLAY, VPCS, VTEPS, Vpc};
+use super::config::{self, State};
+use super::topology::{HOSTS, Topology, VPCS, Vpc};
 use crate::child::{self, Child};
 use crate::error::Error;
 use crate::netns::own_name;
@@ -8,6 +9,7 @@ use crate::stop::Stop;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// Where daemons pin their BPF programs, each in a directory of its instance's name.
@@ -15,13 +17,7 @@ pub const PINS: &str = "/sys/fs/bpf/outboard";
 /// How long a daemon may take until its control socket answers.
 const READY_WAIT: Duration = Duration::from_secs(20);
 /// How long a command of `outboard` may take.
-const COMMAND_WAIT: Duration = Duration::from_secs(20);
-/// The name of host B's file volume on the network between the hosts.
-const NQN: &str = "nqn.2025-01.org.outboard:demo.shared";
-/// Size of host B's file volume.
-const VOLUME: &str = "256MiB";
-/// How the daemons' workers wait: two daemons, a generator and its far end share two cores.
-pub const WAIT_MODE: &str = "yield";
+pub const COMMAND_WAIT: Duration = Duration::from_secs(20);
 
 /// Where the daemons' files are.
 pub struct Places<'a> {
@@ -46,44 +42,70 @@ impl Places<'_> {
         self.files.join("shared.img")
     }
 
-    fn config(&self, host: usize) -> PathBuf {
+    /// The vhost-user socket of the disk that comes by apply.
+    pub fn late_disk(&self) -> PathBuf {
+        self.sockets.join("late-disk")
+    }
+
+    /// A host's configuration.
+    pub fn config(&self, host: usize) -> PathBuf {
         self.files.join(format!("host-{}.toml", HOSTS[host]))
+    }
+
+    /// Writes a host's configuration over the one that is there, as a user's editor does.
+    pub fn write_config(&self, host: usize, state: State) -> Result<PathBuf, Error> {
+        let path = self.config(host);
+        fs::write(&path, config::text(host, state, self)).map_err(Error::file("write", &path))?;
+        Ok(path)
+    }
+
+    /// `outboard` inside a host, with the host's configuration.
+    pub fn command(&self, topology: &Topology, host: usize, verb: &str) -> Command {
+        let mut command = topology.host(host).command(self.outboard);
+        command.arg(verb).arg("--config").arg(self.config(host));
+        command
     }
 }
 
 /// Both daemons; dropping them ends them.
 pub struct Daemons {
-    children: Vec<Child>,
+    /// By host.
+    children: Vec<Option<Child>>,
+    lives: u32,
 }
 
 impl Daemons {
     /// Writes the configurations, attaches the tenants, starts both daemons and waits until
     /// their control sockets answer.
     pub fn start(topology: &Topology, places: &Places, stop: &Stop) -> Result<Daemons, Error> {
+        let mut daemons = Daemons { children: vec![None, None], lives: 0 };
         // Host B first: it serves the disk that host A connects to.
-        let mut daemons = Daemons { children: Vec::new() };
         for host in (0..HOSTS.len()).rev() {
-            let config = places.config(host);
-            fs::write(&config, configuration(host, places))
-                .map_err(Error::file("write", &config))?;
+            places.write_config(host, State::Usual)?;
             for (vpc, Vpc { name, .. }) in VPCS.iter().enumerate() {
-                let mut attach = topology.host(host).command(places.outboard);
-                attach.arg("attach").arg("--config").arg(&config);
-                attach.args(["--port", name, "--netns", topology.tenant(host, vpc).name()]);
+                let tenant = topology.tenant(host, vpc).name();
+                let mut attach = places.command(topology, host, "attach");
+                attach.args(["--port", name, "--netns", tenant]);
                 child::read(&mut attach, COMMAND_WAIT, stop)?;
             }
-            let mut run = topology.host(host).command(places.outboard);
-            run.arg("run").arg("--config").arg(&config);
-            let log = places.logs.join(format!("outboard-{}.log", HOSTS[host]));
-            daemons.children.insert(0, Child::spawn(&mut run, &log)?);
-            daemons.wait_until_ready(places, host, stop)?;
+            daemons.run(topology, places, host, stop)?;
         }
         Ok(daemons)
     }
 
-    fn wait_until_ready(&mut self, places: &Places, host: usize, stop: &Stop) -> Result<(), Error> {
-        // Host B is started first and moves back when host A comes before it.
-        let child = &mut self.children[0];
+    /// Starts a host's daemon and waits until it answers. Each life has a log of its own.
+    pub fn run(
+        &mut self,
+        topology: &Topology,
+        places: &Places,
+        host: usize,
+        stop: &Stop,
+    ) -> Result<(), Error> {
+        assert!(self.children[host].is_none(), "it runs");
+        self.lives += 1;
+        let log = places.logs.join(format!("outboard-{}.{}.log", HOSTS[host], self.lives));
+        let mut run = places.command(topology, host, "run");
+        let child = self.children[host].insert(Child::spawn(&mut run, &log)?);
         let answers = || {
             child.must_run()?;
             match stats(places, host, stop) {
@@ -95,20 +117,26 @@ impl Daemons {
             Some(_) => Ok(()),
             None => Err(Error::task(
                 format!("outboard on host {} does not answer on its socket", HOSTS[host]),
-                format!("see its log in {}", places.logs.display()),
+                format!("see {}", log.display()),
             )),
         }
     }
 
+    /// Ends a host's daemon with SIGKILL, as a crash would.
+    pub fn kill(&mut self, host: usize) -> Result<(), Error> {
+        self.children[host].take().map_or(Ok(()), Child::kill)
+    }
+
     /// `--watch` arguments for the thread census.
     pub fn watch(&self) -> Vec<String> {
-        let pids = self.children.iter().map(Child::pid).zip(HOSTS);
+        let running = self.children.iter().zip(HOSTS);
+        let pids = running.filter_map(|(child, host)| Some((child.as_ref()?.pid(), host)));
         pids.flat_map(|(pid, host)| ["--watch".into(), format!("outboard-{host}={pid}")]).collect()
     }
 
     /// Ends both on SIGTERM; an error when one does not end well.
     pub fn stop(self) -> Result<(), Error> {
-        self.children.into_iter().try_for_each(Child::stop)
+        self.children.into_iter().flatten().try_for_each(Child::stop)
     }
 }
 
@@ -131,76 +159,9 @@ impl Drop for Pins {
 
 /// What a daemon counts.
 pub fn stats(places: &Places, host: usize, stop: &Stop) -> Result<Value, Error> {
-    let mut command = std::process::Command::new(places.outboard);
+    let mut command = Command::new(places.outboard);
     command.args(["stats", "--json", "--config"]).arg(places.config(host));
     let text = child::read(&mut command, COMMAND_WAIT, stop)?;
     serde_json::from_str(&text)
         .map_err(|e| Error::task(format!("outboard stats is not JSON: {e}"), "report this"))
-}
-
-/// The configuration of a host, as a user would write it.
-fn configuration(host: usize, places: &Places) -> String {
-    let name = own_name(HOSTS[host]);
-    let socket = places.sockets.join(HOSTS[host]);
-    let mut text = format!(
-        "name = \"{name}\"\n\n[runtime]\nmode = \"{WAIT_MODE}\"\n\n[control]\n\
-         socket = \"{}\"\n\n[[worker]]\ncore = {host}\n\n[[uplink]]\nname = \"uplink\"\n\
-         interface = \"{UNDERLAY}\"\nvtep = \"{}\"\n",
-        socket.display(),
-        VTEPS[host]
-    );
-    for Vpc { name, vni } in &VPCS {
-        text += &format!(
-            "\n[[vpc]]\nname = \"{name}\"\nvni = {vni}\ngateway = \"10.0.0.254\"\n\n\
-             [[vpc.route]]\nto = \"{}/32\"\nvia = \"{}\"\n\n[[port]]\nname = \"{name}\"\n\
-             interface = \"ob-{name}\"\nvpc = \"{name}\"\naddress = \"{}/24\"\n\
-             mtu = {TENANT_MTU}\n",
-            ADDRESSES[1 - host],
-            VTEPS[1 - host],
-            ADDRESSES[host]
-        );
-    }
-    text + &storage(host, places)
-}
-
-/// Host A's remote disk, or host B's file and its export.
-fn storage(host: usize, places: &Places) -> String {
-    let target = format!("{}:4420", VTEPS[1]);
-    match host {
-        0 => format!(
-            "\n[[volume]]\nname = \"remote\"\nkind = \"remote\"\naddress = \"{target}\"\n\
-             nqn = \"{NQN}\"\nnsid = 1\n\n[[disk]]\nname = \"vda\"\nvolume = \"remote\"\n\
-             socket = \"{}\"\n",
-            places.disk().display()
-        ),
-        _ => format!(
-            "\n[[volume]]\nname = \"shared\"\nkind = \"file\"\npath = \"{}\"\n\
-             create = \"{VOLUME}\"\nblock_bytes = 4096\n\n[[export]]\nvolume = \"shared\"\n\
-             nqn = \"{NQN}\"\nlisten = \"{target}\"\n",
-            places.volume().display()
-        ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn configurations_are_toml_with_both_vpcs_and_mirrored_addresses() {
-        let places = Places {
-            outboard: Path::new("outboard"),
-            sockets: Path::new("sockets"),
-            files: Path::new("files"),
-            logs: Path::new("logs"),
-        };
-        let parse = |host| configuration(host, &places).parse::<toml::Table>().unwrap();
-        let (a, b) = (parse(0), parse(1));
-        assert_eq!(a["vpc"].as_array().unwrap().len(), 2);
-        assert_eq!(a["vpc"][0]["route"][0]["via"], b["uplink"][0]["vtep"]);
-        assert_eq!(b["vpc"][1]["route"][0]["via"], a["uplink"][0]["vtep"]);
-        assert_eq!(a["volume"][0]["address"], b["export"][0]["listen"]);
-        assert_eq!(a["volume"][0]["nqn"], b["export"][0]["nqn"]);
-        assert_eq!(a["port"][0]["address"].as_str(), Some("10.0.0.1/24"));
-    }
 }

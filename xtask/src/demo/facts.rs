@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// One observation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Fact {
     /// `throughput`, `reach`, `isolation` or `note`.
     pub kind: &'static str,
@@ -21,6 +21,8 @@ pub struct Fact {
     pub value: Option<(f64, &'static str)>,
     /// One line of explanation.
     pub text: String,
+    /// What a program printed, when a reader wants to see it whole; several lines.
+    pub output: String,
     /// The command that showed it.
     pub command: String,
 }
@@ -35,6 +37,7 @@ impl Fact {
             "value": self.value.map(|(value, _)| value),
             "unit": self.value.map_or("", |(_, unit)| unit),
             "text": self.text,
+            "output": self.output,
             "command": self.command,
         })
     }
@@ -46,7 +49,10 @@ impl Fact {
             None => "    ",
         };
         let value = self.value.map_or(String::new(), |(value, unit)| format!(" {value:.2} {unit}"));
-        format!("  {verdict}  {}:{value} {}", self.title, self.text).trim_end().to_string()
+        let line = format!("  {verdict}  {}:{value} {}", self.title, self.text);
+        let output: String =
+            self.output.lines().map(|line| format!("\n          {line}")).collect();
+        line.trim_end().to_string() + output.trim_end()
     }
 }
 
@@ -89,6 +95,7 @@ mod tests {
             value: Some((0.25, "ms")),
             text: "5 of 5 answered".into(),
             command: "ping".into(),
+            ..Fact::default()
         };
         let mut facts = Facts::default();
         for ok in [None, Some(true), Some(false)] {
@@ -98,5 +105,8 @@ mod tests {
         assert_eq!(fact(Some(true)).line(), "  ok    red: ping: 0.25 ms 5 of 5 answered");
         assert_eq!(fact(None).json()["ok"], Value::Null);
         assert_eq!(fact(None).json()["unit"], "ms");
+        let shown = Fact { output: "+   port\n    mtu\n".into(), ..fact(Some(true)) };
+        assert!(shown.line().ends_with("answered\n          +   port\n              mtu"));
+        assert_eq!(shown.json()["output"], "+   port\n    mtu\n");
     }
 }

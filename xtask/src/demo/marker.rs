@@ -4,7 +4,7 @@
 use crate::error::Error;
 use crate::stop::Stop;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 /// How long one request may take; the first may have to wait for address resolution.
@@ -64,7 +64,11 @@ fn serve(address: SocketAddr, vpc: &str, stop: &Stop) -> Result<(), Error> {
 /// Asks `times` times; an error when the answers name different servers or stop coming.
 fn ask(address: SocketAddr, vpc: &str, times: u32) -> Result<String, Error> {
     let failed = || socket_error(format!("cannot ask {address}"));
-    let socket = UdpSocket::bind("0.0.0.0:0").map_err(failed())?;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).map_err(failed())?;
     socket.connect(address).map_err(failed())?;
     socket.set_read_timeout(Some(ANSWER_WAIT)).map_err(failed())?;
     let mut last = String::new();
@@ -99,18 +103,20 @@ mod tests {
 
     #[test]
     fn a_server_names_itself_and_counts_foreign_askers() {
-        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let stop = Stop::default();
-        let serving = {
-            let stop = stop.clone();
-            thread::spawn(move || serve(free, "blue", &stop))
-        };
-        let first = Stop::default()
-            .wait_for(Duration::from_secs(60), || Ok(ask(free, "blue", 3).ok()))
-            .unwrap();
-        assert_eq!(first.unwrap(), "blue 0");
-        assert_eq!(ask(free, "red", 1).unwrap(), "blue 1");
-        stop.ask();
-        serving.join().unwrap().unwrap();
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            let free = UdpSocket::bind(loopback).unwrap().local_addr().unwrap();
+            let stop = Stop::default();
+            let serving = {
+                let stop = stop.clone();
+                thread::spawn(move || serve(free, "blue", &stop))
+            };
+            let first = Stop::default()
+                .wait_for(Duration::from_secs(60), || Ok(ask(free, "blue", 3).ok()))
+                .unwrap();
+            assert_eq!(first.unwrap(), "blue 0");
+            assert_eq!(ask(free, "red", 1).unwrap(), "blue 1");
+            stop.ask();
+            serving.join().unwrap().unwrap();
+        }
     }
 }

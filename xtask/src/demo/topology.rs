@@ -1,5 +1,6 @@
-//! Two hosts joined by an underlay, and on each a tenant of either VPC. The tenants' addresses
-//! are the same in both VPCs: 10.0.0.1 on host A, 10.0.0.2 on host B.
+//! Two hosts joined by an underlay, and on each a tenant of either VPC, all with IPv4 and IPv6.
+//! The tenants' addresses are the same in both VPCs: 10.0.0.1 and fd00::1 on host A, 10.0.0.2 and
+//! fd00::2 on host B. The kernel's tunnels are IPv4 for red and IPv6 for blue.
 //!
 //! Everything is a network namespace; dropping the topology removes it. The same shape carries
 //! both paths that the demo compares: Outboard, and bridge + VXLAN of the kernel.
@@ -9,14 +10,22 @@ use crate::netns::{Namespace, veth};
 
 /// MTU between the hosts.
 pub const UNDERLAY_MTU: u32 = 9000;
-/// MTU of tenants: Ethernet, IPv4, UDP and VXLAN headers take 50 bytes.
-pub const TENANT_MTU: u32 = UNDERLAY_MTU - 50;
+/// MTU of tenants: Ethernet, IPv6, UDP and VXLAN headers take 70 bytes.
+pub const TENANT_MTU: u32 = UNDERLAY_MTU - 70;
 /// The interface between the hosts, on either.
 pub const UNDERLAY: &str = "under0";
-/// Tunnel addresses of host A and B.
-pub const VTEPS: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
-/// Tenants' addresses on host A and B, in both VPCs.
-pub const ADDRESSES: [&str; 2] = ["10.0.0.1", "10.0.0.2"];
+/// Tunnel addresses by family, of host A and B.
+pub const VTEPS: [[&str; 2]; 2] = [["192.0.2.1", "192.0.2.2"], ["2001:db8::1", "2001:db8::2"]];
+/// Tenants' addresses by family, on host A and B, in both VPCs.
+pub const ADDRESSES: [[&str; 2]; 2] = [["10.0.0.1", "10.0.0.2"], ["fd00::1", "fd00::2"]];
+/// The tenant that comes to red on host A while the others have traffic, by family.
+pub const LATE: [&str; 2] = ["10.0.0.3", "fd00::3"];
+/// The families' index in these lists.
+pub const FAMILIES: [usize; 2] = [V4, V6];
+/// IPv4.
+pub const V4: usize = 0;
+/// IPv6.
+pub const V6: usize = 1;
 /// Hosts' labels.
 pub const HOSTS: [&str; 2] = ["a", "b"];
 
@@ -27,10 +36,13 @@ pub struct Vpc {
     pub name: &'static str,
     /// Its VXLAN network identifier.
     pub vni: u32,
+    /// The family of its tunnels.
+    pub tunnels: usize,
 }
 
 /// The two private networks.
-pub const VPCS: [Vpc; 2] = [Vpc { name: "red", vni: 100 }, Vpc { name: "blue", vni: 200 }];
+pub const VPCS: [Vpc; 2] =
+    [Vpc { name: "red", vni: 100, tunnels: V4 }, Vpc { name: "blue", vni: 200, tunnels: V6 }];
 
 /// The namespaces. Tenants come first: they are removed before their hosts.
 #[derive(Debug)]
@@ -46,14 +58,16 @@ impl Topology {
         let mut hosts = Vec::new();
         let mut tenants = Vec::new();
         for host in HOSTS {
-            hosts.push(Namespace::new(&format!("{label}-{host}"))?);
-            let tenant =
-                |vpc: &Vpc| Namespace::new(&format!("{label}-{host}-{name}", name = vpc.name));
+            hosts.push(Namespace::dual_stack(&format!("{label}-{host}"))?);
+            let tenant = |vpc: &Vpc| {
+                Namespace::dual_stack(&format!("{label}-{host}-{name}", name = vpc.name))
+            };
             tenants.push([tenant(&VPCS[0])?, tenant(&VPCS[1])?]);
         }
         veth((&hosts[0], UNDERLAY), (&hosts[1], UNDERLAY), UNDERLAY_MTU)?;
-        for (host, vtep) in hosts.iter().zip(VTEPS) {
-            host.ip(&format!("address add {vtep}/24 dev {UNDERLAY}"))?;
+        for (index, host) in hosts.iter().enumerate() {
+            host.ip(&format!("address add {}/24 dev {UNDERLAY}", VTEPS[V4][index]))?;
+            host.ip(&format!("address add {}/64 dev {UNDERLAY} nodad", VTEPS[V6][index]))?;
         }
         Ok(Topology { tenants, hosts })
     }
@@ -80,8 +94,8 @@ impl Topology {
 
     fn join_tenant_by_kernel(&self, host: usize, vpc: usize) -> Result<(), Error> {
         let (space, tenant) = (self.host(host), self.tenant(host, vpc));
-        let Vpc { name, vni } = &VPCS[vpc];
-        let (local, remote) = (VTEPS[host], VTEPS[1 - host]);
+        let Vpc { name, vni, tunnels } = &VPCS[vpc];
+        let (local, remote) = (VTEPS[*tunnels][host], VTEPS[*tunnels][1 - host]);
         space.ip(&format!("link add br-{name} mtu {TENANT_MTU} type bridge"))?;
         space.ip(&format!(
             "link add vx-{name} mtu {TENANT_MTU} type vxlan id {vni} dstport 4789 \
@@ -92,7 +106,8 @@ impl Topology {
             space.ip(&format!("link set {device}-{name} master br-{name} up"))?;
         }
         space.ip(&format!("link set br-{name} up"))?;
-        tenant.ip(&format!("address add {}/24 dev eth0", ADDRESSES[host]))?;
+        tenant.ip(&format!("address add {}/24 dev eth0", ADDRESSES[V4][host]))?;
+        tenant.ip(&format!("address add {}/64 dev eth0 nodad", ADDRESSES[V6][host]))?;
         Ok(())
     }
 }
