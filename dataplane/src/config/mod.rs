@@ -8,6 +8,8 @@
 
 pub mod diff;
 mod error;
+#[cfg(test)]
+mod examples;
 mod network;
 pub mod plan;
 mod section;
