@@ -5,6 +5,7 @@
 
 use crate::counters::Drops;
 use crate::drop::DropReason;
+use crate::ledger::Stamp;
 use arrayvec::ArrayVec;
 use outboard_dma::{Chain, FreeList};
 use std::mem::ManuallyDrop;
@@ -25,13 +26,15 @@ pub struct Packet {
     chain: ManuallyDrop<Chain>,
     /// The port it came in from.
     pub ingress: PortId,
+    /// Its stages so far, while a ledger is kept.
+    pub stamp: Stamp,
 }
 
 impl Packet {
     /// A packet that came in from `ingress`.
     #[inline(always)]
     pub fn new(chain: Chain, ingress: PortId) -> Packet {
-        Packet { chain: ManuallyDrop::new(chain), ingress }
+        Packet { chain: ManuallyDrop::new(chain), ingress, stamp: Stamp::NONE }
     }
 
     /// Ends the packet by sending it: the port owns the frames from here.

@@ -1,16 +1,19 @@
 //! 100 000 I/Os through a vhost-user disk allocate nothing after warm-up: neither the worker that
 //! drives the disk, nor our driver. Reads, writes, flushes, serials, refusals and bad chains, cut
-//! into pieces, with the volume full now and then.
+//! into pieces, with the volume full now and then; with and without a ledger of where I/Os spend
+//! their time.
 
 mod rig;
 
+use outboard::clock;
 use outboard::config::plan::SocketAccess;
 use outboard::control::vhost::VhostServer;
+use outboard::ledger::{Kind, Ledgers, Subject};
 use outboard::virtio::blk::BlkShape;
 use outboard::virtio::driver::{BlkDriver, BlkOptions, DriverOp, Piece};
 use outboard::virtio::mailbox::mailbox;
 use outboard::volume::disk::Disk;
-use outboard::volume::{BlockDevice, Dones, Full, Geometry, Io, Mem};
+use outboard::volume::{BlockDevice, Dones, Full, Geometry, Io, Mem, Op};
 use outboard_dma::CountingAllocator;
 use outboard_sim::Rng;
 use rig::{Scratch, geometry, turn, wait};
@@ -95,6 +98,17 @@ fn run(driver: &mut BlkDriver, rng: &mut Rng, slots: u16, ios: u32) {
     }
 }
 
+/// Records the I/Os that have ended, as a worker does; how many there are so far. Those to come
+/// keep their times or not.
+fn record(disk: &mut Disk, ledgers: &mut Ledgers, is_timed: &AtomicBool) -> u64 {
+    let subject = |op: Op| Subject::Io { volume: 0, owner: 3, op: op.name() };
+    for entry in disk.timing().entries(subject) {
+        ledgers.record(Kind::Mem, &entry);
+    }
+    disk.timing().set(is_timed.load(Ordering::Relaxed));
+    ledgers.of(Kind::Mem).count()
+}
+
 #[test]
 fn a_disk_does_not_allocate_per_io() {
     let scratch = Scratch::new("allocations");
@@ -112,12 +126,14 @@ fn a_disk_does_not_allocate_per_io() {
         Arc::new(|| {}),
     )
     .unwrap();
-    let (stop, allocations) = (AtomicBool::new(false), AtomicU64::new(0));
+    let [stop, is_timed] = [false, false].map(AtomicBool::new);
+    let [allocations, recorded] = [0, 0].map(AtomicU64::new);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mem = Mem::new(geometry(512, DISK_BYTES, false), true).unwrap();
             let mut volume = SometimesFull { mem, submits: 0 };
             let mut done = Dones::new();
+            let mut ledgers = Ledgers::new(clock::now_ns());
             while !stop.load(Ordering::Relaxed) {
                 if turn(&mut disk, &mut volume, &mut done) == 0 {
                     // What sleeping takes belongs to the path too.
@@ -126,10 +142,12 @@ fn a_disk_does_not_allocate_per_io() {
                     }
                     disk.disarm();
                 }
+                recorded.store(record(&mut disk, &mut ledgers, &is_timed), Ordering::Relaxed);
                 allocations.store(CountingAllocator::count(), Ordering::Release);
             }
         });
         for indirect in [false, true] {
+            is_timed.store(indirect, Ordering::Relaxed);
             let slots = 20;
             let options = BlkOptions {
                 queues: 2,
@@ -151,6 +169,7 @@ fn a_disk_does_not_allocate_per_io() {
         drop(server);
         stop.store(true, Ordering::Relaxed);
     });
+    assert!(recorded.load(Ordering::Relaxed) > 10_000, "I/Os were recorded");
     let reached = [
         counters.reads.get(),
         counters.writes.get(),

@@ -66,7 +66,13 @@ fn tables() -> Arc<Tables> {
     let uplink = Role::Uplink { vtep, vtep6, zero_checksum6: false };
     let plan = Plan {
         name: "test".into(),
-        runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: CACHE_FLOWS },
+        runtime: Runtime {
+            mode: WaitMode::Busy,
+            spin_us: 0,
+            region_mib: 2,
+            flows: CACHE_FLOWS,
+            ledger: false,
+        },
         control_socket: "".into(),
         workers: Vec::new(),
         metrics: None,

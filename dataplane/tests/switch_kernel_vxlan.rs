@@ -58,7 +58,13 @@ fn tables() -> Arc<Tables> {
     let uplink = Role::Uplink { vtep: Some(HERE.0), vtep6: None, zero_checksum6: false };
     let plan = Plan {
         name: "test".into(),
-        runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 64 },
+        runtime: Runtime {
+            mode: WaitMode::Busy,
+            spin_us: 0,
+            region_mib: 2,
+            flows: 64,
+            ledger: false,
+        },
         control_socket: "".into(),
         workers: Vec::new(),
         metrics: None,

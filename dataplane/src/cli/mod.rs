@@ -7,6 +7,7 @@ mod apply;
 mod attach;
 mod capture;
 mod check;
+mod ledger;
 mod run;
 mod socket;
 mod stats;
@@ -29,6 +30,7 @@ Examples:
   outboard stats --config host-a.toml           what has the daemon done so far?
   outboard capture --port blue-web -w - | tshark -r -
                                                 what passes there?
+  outboard ledger --config host-a.toml          where do packets and I/Os spend their time?
   outboard stats --json | jq '.ports[].drops'   the same for programs
 
 Every command explains itself with --help.";
@@ -48,6 +50,7 @@ enum Command {
     Apply(apply::Apply),
     Stats(stats::Stats),
     Capture(capture::Capture),
+    Ledger(ledger::Ledger),
     Attach(attach::Attach),
     Detach(attach::Detach),
 }
@@ -60,6 +63,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Check(check) => check.run(),
         Command::Stats(stats) => stats.run(),
         Command::Capture(capture) => capture.run(),
+        Command::Ledger(ledger) => ledger.run(),
         Command::Attach(attach) => attach.run(),
         Command::Detach(detach) => detach.run(),
     };

@@ -78,6 +78,8 @@ pub struct Runtime {
     pub region_mib: u32,
     /// The most flows that one worker's cache holds; a power of two.
     pub flows: u32,
+    /// Whether workers always keep ledgers of where packets and I/Os spend their time.
+    pub ledger: bool,
 }
 
 /// `[[worker]]`

@@ -111,7 +111,13 @@ fn what_the_readme_shows_is_right() {
 #[test]
 fn an_almost_empty_file_gets_defaults() {
     let plan = plan("name = 'a'");
-    let runtime = Runtime { mode: WaitMode::Adaptive, spin_us: 50, region_mib: 64, flows: 65_536 };
+    let runtime = Runtime {
+        mode: WaitMode::Adaptive,
+        spin_us: 50,
+        region_mib: 64,
+        flows: 65_536,
+        ledger: false,
+    };
     assert_eq!(plan.runtime, runtime);
     assert_eq!(plan.control_socket, PathBuf::from("/run/outboard/a.sock"));
     assert_eq!((plan.workers.len(), plan.workers[0].core), (1, 0));

@@ -152,7 +152,13 @@ fn read_sections(top: &mut Section, shared: &mut Shared) -> Option<Plan> {
 
 /// `[runtime]`, and where the size of the region is given.
 fn read_runtime(top: &mut Section, sink: &mut Sink) -> (Runtime, Range<usize>) {
-    let mut plan = Runtime { mode: WaitMode::Adaptive, spin_us: 50, region_mib: 64, flows: 65_536 };
+    let mut plan = Runtime {
+        mode: WaitMode::Adaptive,
+        spin_us: 50,
+        region_mib: 64,
+        flows: 65_536,
+        ledger: false,
+    };
     let mut region_span = 0..0;
     let Some(mut section) = top.table("runtime", "[runtime]", sink) else {
         return (plan, region_span);
@@ -173,6 +179,9 @@ fn read_runtime(top: &mut Section, sink: &mut Sink) -> (Runtime, Range<usize>) {
     }
     if let Some(flows) = section.optional("flows", sink, value::power_of_two(FLOWS)) {
         plan.flows = flows.value as u32;
+    }
+    if let Some(ledger) = section.optional("ledger", sink, value::boolean) {
+        plan.ledger = ledger.value;
     }
     section.finish(sink);
     (plan, region_span)

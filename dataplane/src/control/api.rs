@@ -2,16 +2,17 @@
 //!
 //! One JSON object per line in, one per line out: `{"get":"stats"}` gives `{"stats":{…}}`,
 //! `{"apply":{…}}` gives `{"apply":{…}}` ([`apply`]), `{"capture":{…}}` packets ([`capture`]),
-//! anything else `{"error":"…"}`. Requests have at most [`REQUEST_BYTES_MAX`] bytes (those of who
-//! may apply [`apply::APPLY_BYTES_MAX`]), at most [`CLIENTS_MAX`] clients are connected, and each
-//! request with its answer must be through within [`CLIENT_DEADLINE`]: a client that is slow or
-//! hostile is closed and delays nobody, because one thread serves all of them without ever waiting
-//! for one.
+//! `{"ledger":{…}}` gives `{"ledger":{…}}` ([`ledger`]), anything else `{"error":"…"}`. Requests
+//! have at most [`REQUEST_BYTES_MAX`] bytes (those of who may apply [`apply::APPLY_BYTES_MAX`]), at
+//! most [`CLIENTS_MAX`] clients are connected, and each request with its answer must be through
+//! within [`CLIENT_DEADLINE`]: a client that is slow or hostile is closed and delays nobody,
+//! because one thread serves all of them without ever waiting for one.
 //!
 //! The socket has mode 0660 and, where that group exists, group `outboard`.
 
 pub mod apply;
 pub mod capture;
+pub mod ledger;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,7 @@ enum Request {
     Get { get: What },
     Apply { apply: apply::Request },
     Capture { capture: capture::Request },
+    Ledger { ledger: ledger::Request },
 }
 
 /// What can be asked for.
@@ -111,6 +113,7 @@ enum Answer {
     Stats(Stats),
     Apply(apply::Report),
     Capture(capture::Begun),
+    Ledger(crate::ledger::Report),
     Error(String),
 }
 
@@ -219,7 +222,9 @@ pub fn ask_stats(path: &Path) -> Result<Stats, AskError> {
 fn wrong_answer(path: &Path, answer: Answer) -> AskError {
     let what = match answer {
         Answer::Error(what) => what,
-        Answer::Stats(_) | Answer::Apply(_) | Answer::Capture(_) => "what was not asked for".into(),
+        Answer::Stats(_) | Answer::Apply(_) | Answer::Capture(_) | Answer::Ledger(_) => {
+            "what was not asked for".into()
+        }
     };
     AskError::BadAnswer { path: path.to_path_buf(), what }
 }

@@ -9,9 +9,11 @@
 
 use super::api::apply::{Outcome, Report, Request};
 use super::api::capture;
+use super::api::ledger::Looks;
 use super::assemble::Site;
 use super::capture::Captures;
 use super::confine::WorkerRights;
+use super::ledger::Keeper;
 use super::machine;
 use super::netlink;
 use super::ports::{NewPort, Ports};
@@ -24,6 +26,7 @@ use super::workers::Workers;
 use crate::config::diff::{Difference, Kind};
 use crate::config::plan::Port;
 use crate::config::{self, Plan};
+use crate::ledger::Subject;
 use outboard_dma::Region;
 use outboard_ebpf::Instance;
 use std::path::Path;
@@ -51,6 +54,7 @@ pub struct House {
     /// Whether the first plan is in force.
     has_started: bool,
     snapshot: Arc<Mutex<Snapshot>>,
+    ledger: Keeper,
 }
 
 /// What was made aside for a plan.
@@ -78,11 +82,12 @@ impl House {
         tracing::info!("{} MiB of frames in {}", region.bytes() >> 20, region.backing().name());
         let plan = plan.bare();
         let ways = Ways::new(&plan, &[])?;
-        let workers = Workers::start(&plan, region, &Arc::new(ways.tables(&plan)), rights)?;
+        let mut workers = Workers::start(&plan, region, &Arc::new(ways.tables(&plan)), rights)?;
         let (ports, stores, started) = (Ports::new(), Stores::default(), Instant::now());
         let snapshot = Snapshot::new(&plan, started, workers.handles(), &ports.shared(), &stores);
         let snapshot = Arc::new(Mutex::new(snapshot));
         let instance = None;
+        let ledger = Keeper::new(plan.runtime.ledger, &mut workers);
         Ok(House {
             plan,
             region,
@@ -95,6 +100,7 @@ impl House {
             started,
             has_started: false,
             snapshot,
+            ledger,
         })
     }
 
@@ -197,6 +203,20 @@ impl House {
         self.stores.collect(&mut self.workers);
         self.captures.settle(&self.plan, &mut self.workers);
         changed.map(drop).map_err(RunError::from)
+    }
+
+    /// Begins and ends looks at the ledgers.
+    pub fn follow_looks(&mut self, looks: &Looks) {
+        let port = |id: u16| {
+            let port = self.plan.ports.iter().find(|port| port.id.0 == id);
+            port.map_or("a port that has left", |port| &port.name)
+        };
+        self.ledger.follow(&mut self.workers, looks, |subject| match *subject {
+            Subject::Packet { from, to } => format!("{} to {}", port(from), port(to)),
+            Subject::Io { volume, owner, op } => {
+                format!("{op} of {}", self.stores.user_name(volume, owner))
+            }
+        });
     }
 
     /// Whether the kernel could not be asked when that was last tried.

@@ -7,6 +7,7 @@ mod confine;
 pub mod connect;
 mod dpdk;
 mod house;
+mod ledger;
 pub mod listen;
 pub mod local_socket;
 mod machine;

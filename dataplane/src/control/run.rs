@@ -245,6 +245,7 @@ fn supervise(
             reload(house, file);
         }
         desk.captures().for_each(|job| house.capture(job));
+        house.follow_looks(&desk.looks);
         desk.work(|request| house.answer(request));
     }
 }

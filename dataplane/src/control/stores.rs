@@ -139,6 +139,12 @@ impl Stores {
         self.volumes.iter().find(|volume| volume.name == name)
     }
 
+    /// Who has this place among a volume's users, for people.
+    pub fn user_name(&self, volume: u32, owner: u16) -> String {
+        let disk = self.disks.iter().find(|it| (it.volume, it.owner) == (volume, owner));
+        disk.map_or("a disk that has left".into(), |disk| format!("disk {}", disk.name))
+    }
+
     /// What the disk of this name counts.
     pub fn disk(&self, name: &str) -> Option<&Arc<DiskCounters>> {
         self.disks.iter().find(|disk| disk.name == name).map(|disk| &disk.counters)

@@ -7,8 +7,10 @@
 //! read is always consistent. Times are nanoseconds. A total is the sum of its stages.
 
 mod report;
+mod stamp;
 
-pub use report::{Point, Report, Slow, Table};
+pub use report::{Point, Report, Slow, Table, time};
+pub use stamp::Stamp;
 
 /// Stages that a kind has at most.
 pub const STAGES_MAX: usize = 8;
@@ -35,8 +37,6 @@ pub enum Kind {
     File,
     /// A guest's I/O on a volume at an NVMe/TCP target.
     Remote,
-    /// A command of another host on an exported volume.
-    Export,
 }
 
 /// A stage's name, and what happens in it.
@@ -49,7 +49,7 @@ const NOTIFY: Stage = ("notify", "shown to the guest, the guest called");
 
 impl Kind {
     /// Every kind, in the order of their discriminants.
-    pub const ALL: [Kind; 5] = [Kind::Packet, Kind::Mem, Kind::File, Kind::Remote, Kind::Export];
+    pub const ALL: [Kind; 4] = [Kind::Packet, Kind::Mem, Kind::File, Kind::Remote];
 
     /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
@@ -58,7 +58,6 @@ impl Kind {
             Kind::Mem => "mem I/O",
             Kind::File => "file I/O",
             Kind::Remote => "remote I/O",
-            Kind::Export => "export command",
         }
     }
 
@@ -99,14 +98,6 @@ impl Kind {
                 ("place", "data put in its place, collected"),
                 ANSWER,
                 NOTIFY,
-            ],
-            Kind::Export => &[
-                UNSEEN,
-                ("data", "the write's data asked for and received; waited for memory"),
-                ("queue", "waited for room in the volume, until the medium was told"),
-                ("medium", "in the volume, until its end was seen"),
-                ("reap", "until the worker collected it"),
-                ("send", "until the response was with the socket"),
             ],
         }
     }

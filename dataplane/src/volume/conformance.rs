@@ -437,7 +437,7 @@ fn sleeping_on_the_descriptor_is_enough<V: BlockDevice>(volume: &mut V) {
             assert_ne!(ready, 0, "slept through the end of {op:?}");
             volume.reap(now_ns(), &mut done);
         }
-        assert_eq!(done.as_slice(), [Done { tag: tag(round), status: Status::Ok }]);
+        assert_eq!(done.as_slice(), [Done::new(tag(round), Status::Ok)]);
         memory.give(buffer);
     }
 }

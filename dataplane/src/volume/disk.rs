@@ -13,7 +13,7 @@
 //! Order: when the volume is full, the I/O it refused waits, and nothing behind it is taken, until
 //! the volume has room.
 
-use super::{BlockDevice, Done, Full, Io, Latencies, Op, Status, Tag};
+use super::{BlockDevice, Done, Full, Io, Latencies, Op, Status, Tag, Timing};
 use crate::counters::Counter;
 use crate::virtio::blk::{self, BlkKind, BlkRequest, ID_BYTES};
 use crate::virtio::fault::{Faults, QueueFault};
@@ -171,6 +171,7 @@ pub struct Disk {
     first: u16,
     /// When the turn began.
     now_ns: u64,
+    timing: Timing,
     counters: Arc<DiskCounters>,
 }
 
@@ -199,6 +200,7 @@ impl Disk {
             withdrawing: 0,
             first: 0,
             now_ns: 0,
+            timing: Timing::new(SLOTS),
             counters: Arc::default(),
         }
     }
@@ -229,6 +231,7 @@ impl Disk {
     pub fn poll(&mut self, now_ns: u64, volume: &mut impl BlockDevice) -> u32 {
         self.now_ns = now_ns;
         let mut work = self.take_messages();
+        self.timing.look(now_ns);
         self.turn_bytes = 0;
         if self.withdrawing != 0 {
             self.withdraw(volume);
@@ -257,6 +260,7 @@ impl Disk {
         let slot = self.slots[usize::from(done.tag.slot)].take();
         let slot = slot.expect("the volume ended an I/O that this disk did not submit");
         self.free.push(done.tag.slot);
+        self.timing.ended(done.tag.slot, done.marks);
         if done.status == Status::Aborted && self.withdrawing & 1 << slot.ring != 0 {
             self.counters.left.add(1);
         } else {
@@ -275,11 +279,18 @@ impl Disk {
     /// Shows drivers what has ended and calls those that want it, once per ring.
     #[inline]
     pub fn notify(&mut self) {
+        self.timing.answered();
         while self.dirty != 0 {
             let ring = self.dirty.trailing_zeros() as u16;
             self.dirty &= self.dirty - 1;
             self.publish(ring);
         }
+        self.timing.notified();
+    }
+
+    /// The times of its I/Os.
+    pub fn timing(&mut self) -> &mut Timing {
+        &mut self.timing
     }
 
     /// Asks drivers to kick, because the worker is about to sleep. `true`: there is work (or a
@@ -301,6 +312,7 @@ impl Disk {
 
     /// Takes [`arm`](Self::arm) back: the worker polls again, kicks are a waste.
     pub fn disarm(&mut self) {
+        self.timing.woken();
         for driven in self.rings.iter_mut().flatten() {
             driven.with.queue.disarm();
             if let Some(kick) = &driven.with.kick {
@@ -506,7 +518,10 @@ impl Disk {
         let driven = driven.expect("the ring was just popped from");
         driven.in_flight += 1;
         driven.with.queue.memory().hold();
-        if volume.submit(now_ns, &io) == Err(Full) {
+        self.timing.taken(slot, op, u64::from(bytes));
+        if volume.submit(now_ns, &io) == Ok(()) {
+            self.timing.submitted(slot);
+        } else {
             self.counters.full.add(1);
             self.parked =
                 Some(Parked { slot, op, offset_bytes, range_bytes, segments: request.data });
@@ -519,9 +534,11 @@ impl Disk {
         let tag = Tag { owner: self.owner, slot: parked.slot };
         let Parked { op, offset_bytes, range_bytes, .. } = *parked;
         let io = Io { tag, op, offset_bytes, range_bytes, segments: &parked.segments };
+        self.timing.retaken(tag.slot);
         if volume.submit(now_ns, &io) == Err(Full) {
             return false;
         }
+        self.timing.submitted(tag.slot);
         self.parked = None;
         true
     }

@@ -19,7 +19,8 @@ mod tests;
 
 pub use open::FileError;
 
-use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
+use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Marks, Op, Status, Tag};
+use crate::clock;
 use crate::counters::Counter;
 use open::Alignment;
 use outboard_dma::{BOUNCE_BYTES, Direction, FileRing, Segment, Segments};
@@ -47,6 +48,9 @@ pub struct File {
     /// Whether the file system knows how to punch a hole and how to zero a range, as far as tried.
     punches: bool,
     zeroes: bool,
+    /// Whether I/Os carry their times, and which the kernel has not been told of.
+    keeps_times: bool,
+    untold: Vec<u16>,
     counters: Arc<FileCounters>,
 }
 
@@ -62,6 +66,7 @@ struct Slot {
     moved: u64,
     bounced: bool,
     attempts: u8,
+    marks: Marks,
 }
 
 /// What a file volume counts beside its I/Os' outcomes.
@@ -130,6 +135,7 @@ impl File {
             moved: 0,
             bounced: false,
             attempts: 0,
+            marks: Marks::default(),
         };
         Ok(File {
             geometry: opened.geometry,
@@ -141,6 +147,8 @@ impl File {
             ended: VecDeque::with_capacity(DEPTH),
             punches: true,
             zeroes: true,
+            keeps_times: false,
+            untold: Vec::with_capacity(DEPTH),
             counters: Arc::default(),
         })
     }
@@ -158,6 +166,19 @@ impl File {
     /// What is counted, to read from another thread.
     pub fn counters(&self) -> &Arc<FileCounters> {
         &self.counters
+    }
+
+    /// Has I/Os carry their times from now on, or not.
+    pub(super) fn keep_times(&mut self, is_on: bool) {
+        self.keeps_times = is_on;
+        self.untold.clear();
+    }
+
+    fn mark_told(&mut self) {
+        let now_ns = clock::now_ns();
+        for index in self.untold.drain(..) {
+            self.slots[usize::from(index)].marks.told_ns = now_ns;
+        }
     }
 
     fn must_bounce(&self, segments: &[Segment]) -> bool {
@@ -196,6 +217,10 @@ impl File {
         slot.moved = 0;
         slot.bounced = bounced;
         slot.attempts = 0;
+        slot.marks = Marks::default();
+        if self.keeps_times {
+            self.untold.push(index);
+        }
         self.queue(usize::from(index));
     }
 
@@ -401,20 +426,29 @@ impl BlockDevice for File {
                 return Ok(());
             }
         };
-        self.ended.push_back(Done { tag: io.tag, status });
+        self.ended.push_back(Done::new(io.tag, status));
         Ok(())
     }
 
     fn reap(&mut self, _now_ns: u64, done: &mut Dones) {
+        if !self.untold.is_empty() {
+            self.mark_told();
+        }
         self.tell_kernel();
+        let mut seen_ns = 0;
         let count = done.remaining_capacity().min(self.ended.len());
         done.extend(self.ended.drain(..count));
         while !done.is_full() {
             let Some((index, result)) = self.ring.next() else {
                 break;
             };
+            if self.keeps_times && seen_ns == 0 {
+                seen_ns = clock::now_ns();
+            }
             if let Some(status) = self.transferred(index, result) {
-                done.push(Done { tag: self.slots[index].tag, status });
+                let Slot { tag, mut marks, .. } = self.slots[index];
+                marks.answered_ns = seen_ns;
+                done.push(Done { tag, status, marks });
                 self.free.push(index as u16);
             }
         }

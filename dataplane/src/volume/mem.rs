@@ -125,7 +125,7 @@ impl BlockDevice for Mem {
             },
             Ok(()) => self.copy(io),
         };
-        self.ended.push_back(Done { tag: io.tag, status });
+        self.ended.push_back(Done::new(io.tag, status));
         Ok(())
     }
 
@@ -134,7 +134,7 @@ impl BlockDevice for Mem {
         if let Some(range) = self.ranges.front_mut()
             && range.step(&mut self.content)
         {
-            self.ended.push_back(Done { tag: range.tag, status: Status::Ok });
+            self.ended.push_back(Done::new(range.tag, Status::Ok));
             self.ranges.pop_front();
         }
         let count = done.remaining_capacity().min(self.ended.len());

@@ -16,11 +16,13 @@ mod file;
 mod latency;
 mod mem;
 pub mod remote;
+mod timing;
 
 pub use file::{File, FileCounters, FileError};
 pub use latency::Latencies;
 pub use mem::Mem;
 pub use remote::Remote;
+pub use timing::Timing;
 
 use arrayvec::ArrayVec;
 use outboard_dma::{MAX_SEGMENTS, Segment};
@@ -47,6 +49,18 @@ impl Op {
     /// Whether it changes the content.
     pub fn is_change(self) -> bool {
         matches!(self, Op::Write | Op::Discard | Op::WriteZeroes)
+    }
+
+    /// The name in ledgers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Flush => "flush",
+            Op::Discard => "discard",
+            Op::WriteZeroes => "write-zeroes",
+            Op::Compare => "compare",
+        }
     }
 
     /// Whether its length is `range_bytes`, and not that of segments.
@@ -171,6 +185,24 @@ pub struct Done {
     pub tag: Tag,
     /// How it ended.
     pub status: Status,
+    /// When it reached the medium and came back, from a volume that keeps times.
+    pub marks: Marks,
+}
+
+impl Done {
+    /// An outcome without times.
+    pub fn new(tag: Tag, status: Status) -> Done {
+        Done { tag, status, marks: Marks::default() }
+    }
+}
+
+/// Times of one I/O below the volume, for the ledger; 0: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// When the kernel was told of it, or its first command was with the socket.
+    pub told_ns: u64,
+    /// When its completion, or its last answer, was first seen.
+    pub answered_ns: u64,
 }
 
 /// Ended I/Os handed over at once.
@@ -281,6 +313,17 @@ macro_rules! each {
             Volume::Remote($inner) => $call,
         }
     };
+}
+
+impl Volume {
+    /// Has I/Os carry [`Marks`] from now on, or not.
+    pub fn keep_times(&mut self, is_on: bool) {
+        match self {
+            Volume::Mem(_) => {}
+            Volume::File(file) => file.keep_times(is_on),
+            Volume::Remote(remote) => remote.keep_times(is_on),
+        }
+    }
 }
 
 impl BlockDevice for Volume {

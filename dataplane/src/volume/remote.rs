@@ -14,7 +14,8 @@ mod recovery;
 
 pub use link::{Link, LossReason, Lost, RemoteControl, RemoteCounters};
 
-use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Op, Status, Tag};
+use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Marks, Op, Status, Tag};
+use crate::clock;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use link::Word;
 use outboard_dma::socket::{self, Gather, Scatter};
@@ -61,6 +62,7 @@ struct Parent {
     /// Commands in flight.
     commands: u16,
     status: Status,
+    marks: Marks,
 }
 
 impl Parent {
@@ -76,6 +78,7 @@ impl Parent {
         issued: 0,
         commands: 0,
         status: Status::Ok,
+        marks: Marks { told_ns: 0, answered_ns: 0 },
     };
 }
 
@@ -124,6 +127,10 @@ pub struct Remote {
     staging: Box<[u8]>,
     /// When the turn began.
     now_ns: u64,
+    /// Whether I/Os carry their times, which were not sent yet, and when something last arrived.
+    keeps_times: bool,
+    untold: VecDeque<u16>,
+    arrived_ns: u64,
     counters: Arc<RemoteCounters>,
 }
 
@@ -177,6 +184,9 @@ impl Remote {
             ended: VecDeque::with_capacity(usize::from(DEPTH)),
             staging: vec![0; STAGING_BYTES].into(),
             now_ns: 0,
+            keeps_times: false,
+            untold: line(),
+            arrived_ns: 0,
             counters,
         };
         Ok((remote, control))
@@ -191,6 +201,12 @@ impl Remote {
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Has I/Os carry their times from now on, or not.
+    pub(super) fn keep_times(&mut self, is_on: bool) {
+        (self.keeps_times, self.arrived_ns) = (is_on, 0);
+        self.untold.clear();
     }
 
     /// Makes commands of the I/Os in line, as far as the queue has room.
@@ -216,6 +232,9 @@ impl Remote {
             let Ok(slot) = link.queue.submit(&request) else { return };
             self.commands[usize::from(slot)] =
                 Command { parent: index, start: parent.issued, made_ns: self.now_ns };
+            if self.keeps_times && !std::mem::replace(&mut parent.was_sent, true) {
+                self.untold.push_back(index);
+            }
             parent.was_sent = true;
             parent.commands += 1;
             parent.issued += bytes;
@@ -261,6 +280,12 @@ impl Remote {
             }
         }
         let is_blocked = link.queue.has_output();
+        if !is_blocked && !self.untold.is_empty() {
+            let now_ns = clock::now_ns();
+            for index in self.untold.drain(..) {
+                self.parents[usize::from(index)].marks.told_ns = now_ns;
+            }
+        }
         if is_blocked != self.is_send_blocked {
             self.is_send_blocked = is_blocked;
             let out = if is_blocked { EventFlags::OUT } else { EventFlags::empty() };
@@ -298,6 +323,9 @@ impl Remote {
             match received {
                 Ok((0, _)) => return Err(LossReason::Closed),
                 Ok((bytes, staged)) => {
+                    if self.keeps_times {
+                        self.arrived_ns = clock::now_ns();
+                    }
                     self.feed(staged).map_err(LossReason::Fault)?;
                     // A short read has emptied the socket: the next one would find nothing.
                     if bytes < room {
@@ -346,6 +374,7 @@ impl Remote {
             self.counters.round_trip.record(self.now_ns.saturating_sub(made_ns));
             let parent = &mut self.parents[usize::from(index)];
             parent.commands -= 1;
+            parent.marks.answered_ns = self.arrived_ns;
             let status = status_of(ended.status);
             if status != Status::Ok && parent.status == Status::Ok {
                 parent.status = status;
@@ -402,7 +431,7 @@ impl BlockDevice for Remote {
             Ok(()) => None,
         };
         if let Some(status) = at_once {
-            self.ended.push_back(Done { tag: io.tag, status });
+            self.ended.push_back(Done::new(io.tag, status));
             return Ok(());
         }
         let index = self.free.pop().ok_or(Full)?;
@@ -419,7 +448,7 @@ impl BlockDevice for Remote {
             parent.segments.extend(io.segments.iter().copied());
         }
         (parent.bytes, parent.issued, parent.commands) = (bytes, 0, 0);
-        parent.status = Status::Ok;
+        (parent.status, parent.marks) = (Status::Ok, Marks::default());
         if self.holds_changes_until_ns.is_some() && io.op.is_change() {
             self.held.push_back(index);
         } else {

@@ -14,6 +14,7 @@ use crate::capture::Tap;
 use crate::clock;
 use crate::config::plan::WaitMode;
 use crate::counters::Counter;
+use crate::ledger::Ledgers;
 use crate::packet::PortId;
 use crate::port::AnyPort;
 use crate::switch::Tables;
@@ -71,6 +72,8 @@ pub enum Message {
     Tap(Box<Tap>),
     /// Let the tap of this capture go; it comes back.
     Untap(u64),
+    /// Keep these ledgers from now on; those from before come back.
+    KeepLedgers(Box<Books>),
     /// Finish the turn, end everything, return.
     Stop,
 }
@@ -92,8 +95,19 @@ pub enum Retired {
     Listed(Vec<discovery::Entry>),
     /// A tap that has left, or found no room; nothing when it was taken in, or was not there.
     Tap(Option<Box<Tap>>),
+    /// Ledgers, whole.
+    Ledgers(Box<Books>),
     /// A user or a volume that has left.
     Storage(Left),
+}
+
+/// A ledger for each room, or none.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// Packets.
+    pub network: Option<Box<Ledgers>>,
+    /// I/Os.
+    pub storage: Option<Box<Ledgers>>,
 }
 
 /// What a worker counts about itself.
@@ -311,6 +325,11 @@ impl Worker {
                 let tap = self.network.remove_tap(id);
                 self.retire(Retired::Tap(tap));
             }
+            Message::KeepLedgers(mut books) => {
+                books.network = self.network.keep_ledger(books.network.take());
+                books.storage = self.storage.keep_ledger(books.storage.take());
+                self.retire(Retired::Ledgers(books));
+            }
             Message::Stop => self.stopping = true,
         }
         true
@@ -381,5 +400,8 @@ impl Sleeper for Worker {
             (false, true) => SLEEP_BACKLOG,
             (false, false) => SLEEP_MAX,
         });
+        if self.network.has_ledger() {
+            self.network.woken(clock::now_ns());
+        }
     }
 }

@@ -3,11 +3,15 @@
 //! Conservation: every packet received here leaves through `tx`, crosses to a peer, is held for
 //! an unresolved next hop, or ends with a counted reason.
 
+mod stages;
+
 use crate::capture::{Stage, Tap};
+use crate::clock;
 use crate::config::diff::PORT_NUMBERS_MAX;
 use crate::config::plan::WORKER_QUEUES_MAX;
 use crate::counters::PortCounters;
 use crate::drop::DropReason;
+use crate::ledger::Ledgers;
 use crate::packet::{BURST, Burst, Packet, PortId};
 use crate::port::peer::Peer;
 use crate::port::{AnyPort, Port};
@@ -106,6 +110,10 @@ pub struct Network {
     taps: Taps,
     /// When the turn began.
     now_ns: u64,
+    /// When the last look for packets began.
+    looked_ns: u64,
+    /// Where packets spent their time, while somebody wants to know.
+    ledger: Option<Box<Ledgers>>,
 }
 
 #[derive(Debug)]
@@ -140,6 +148,8 @@ impl Network {
             leaving: None,
             taps: Taps::new(),
             now_ns: 0,
+            looked_ns: 0,
+            ledger: None,
         }
     }
 
@@ -220,18 +230,22 @@ impl Network {
                 show(&mut self.taps, now_ns, self.queues[index].id, Stage::In, &burst);
             }
             moved += burst.len();
+            if self.ledger.is_some() {
+                stages::received(&mut burst, self.looked_ns, now_ns);
+            }
             self.decide(now_ns, burst, free);
         }
         moved += self.receive_from_peers(free);
         if !self.held.is_empty() {
             self.expire_held(now_ns, free);
         }
-        for queue in &mut self.queues {
-            queue.send(&mut self.taps, now_ns, free);
+        for index in 0..self.queues.len() {
+            self.send(index, free);
         }
         for peer in self.peers.iter_mut().flatten() {
             peer.settle(free, false);
         }
+        self.looked_ns = now_ns;
         moved
     }
 
@@ -342,6 +356,9 @@ impl Network {
         }
         let mut verdicts: ArrayVec<Verdict, BURST> = ArrayVec::new();
         self.switch.decide(now_ns, &mut burst, free, &mut verdicts);
+        if self.ledger.is_some() {
+            stages::decided(&mut burst);
+        }
         for (packet, verdict) in burst.into_iter().zip(verdicts) {
             match verdict {
                 Verdict::Forward(port) => self.push(packet, port, free),
@@ -354,10 +371,10 @@ impl Network {
     fn push(&mut self, packet: Packet, port: PortId, free: &mut FreeList) {
         match self.exits[usize::from(port.0)] {
             Exit::Queue(index) => {
-                let queue = &mut self.queues[usize::from(index)];
-                if queue.out.is_full() {
-                    queue.send(&mut self.taps, self.now_ns, free);
+                if self.queues[usize::from(index)].out.is_full() {
+                    self.send(index.into(), free);
                 }
+                let queue = &mut self.queues[usize::from(index)];
                 if let Err(full) = queue.out.try_push(packet) {
                     if planted!("network-drop-not-counted") {
                         return full.element().into_chain().free(free);
@@ -376,12 +393,28 @@ impl Network {
         }
     }
 
+    /// Sends from the burst of queue `index`.
+    #[inline]
+    fn send(&mut self, index: usize, free: &mut FreeList) {
+        let queue = &mut self.queues[index];
+        let (taps, now_ns) = (&mut self.taps, self.now_ns);
+        match &mut self.ledger {
+            None => queue.send(taps, now_ns, free),
+            Some(ledger) => {
+                stages::send(queue, ledger, |queue| queue.send(taps, now_ns, free));
+            }
+        }
+    }
+
     fn receive_from_peers(&mut self, free: &mut FreeList) -> usize {
         let mut moved = 0;
         for worker in 0..self.peers.len() {
             for _ in 0..BURST {
                 let next = self.peers[worker].as_mut().and_then(Peer::receive);
-                let Some((packet, port)) = next else { break };
+                let Some((mut packet, port)) = next else { break };
+                if self.ledger.is_some() {
+                    packet.stamp.crossed(clock::now_ns());
+                }
                 self.under_way[worker] = self.under_way[worker].saturating_sub(1);
                 // Decided by the other worker: `port` is one of ours.
                 self.push(packet, port, free);

@@ -4,9 +4,10 @@
 //! over turns: it takes nothing new, its I/O ends, and then it goes back to control.
 
 use crate::clock;
+use crate::ledger::{Kind, Ledgers, Subject};
 use crate::volume::disk::Disk;
 use crate::volume::export::Export;
-use crate::volume::{BlockDevice, Dones, Volume};
+use crate::volume::{BlockDevice, Dones, Op, Volume};
 use outboard_dma::{FreeList, PollList};
 use outboard_rdma::nvmf::discovery::Entry;
 
@@ -96,7 +97,7 @@ impl VolumeSlot {
         self.seats.iter_mut().flatten().map(|seat| &mut seat.user)
     }
 
-    fn turn(&mut self, now_ns: u64) -> usize {
+    fn turn(&mut self, now_ns: u64, ledger: Option<&mut Ledgers>) -> usize {
         let VolumeSlot { volume, seats, .. } = self;
         let mut moved = 0;
         for seat in seats.iter_mut().flatten() {
@@ -113,7 +114,39 @@ impl VolumeSlot {
                 User::Export(export) => export.flush(now_ns),
             }
         }
+        if let Some(ledger) = ledger {
+            self.record(ledger);
+        }
         moved
+    }
+
+    /// Records what has ended in this turn.
+    #[cold]
+    fn record(&mut self, ledger: &mut Ledgers) {
+        let kind = match &self.volume {
+            Volume::Mem(_) => Kind::Mem,
+            Volume::File(_) => Kind::File,
+            Volume::Remote(_) => Kind::Remote,
+        };
+        let volume = self.number;
+        for user in self.users() {
+            let owner = user.owner();
+            let User::Disk(disk) = user else { continue };
+            let subject = |op: Op| Subject::Io { volume, owner, op: op.name() };
+            for entry in disk.timing().entries(subject) {
+                ledger.record(kind, &entry);
+            }
+        }
+    }
+
+    /// Has I/Os keep their times from now on, or not.
+    fn keep_times(&mut self, is_on: bool) {
+        self.volume.keep_times(is_on);
+        for user in self.users() {
+            if let User::Disk(disk) = user {
+                disk.timing().set(is_on);
+            }
+        }
     }
 
     /// A user that was to leave and has nothing left to do.
@@ -150,25 +183,37 @@ pub struct Storage {
     slots: Vec<Box<VolumeSlot>>,
     /// Volumes and users that are leaving.
     leaving: usize,
+    /// Where I/Os spent their time, while somebody wants to know.
+    ledger: Option<Box<Ledgers>>,
 }
 
 impl Storage {
     /// A room with these volumes.
     pub fn new(slots: Vec<VolumeSlot>) -> Storage {
-        let mut storage = Storage { slots: Vec::with_capacity(VOLUMES_MAX), leaving: 0 };
+        let mut storage = Storage { slots: Vec::with_capacity(VOLUMES_MAX), ..Storage::default() };
         storage.slots.extend(slots.into_iter().map(Box::new));
         storage
     }
 
     /// Takes in a volume.
-    pub fn add_volume(&mut self, slot: Box<VolumeSlot>) {
+    pub fn add_volume(&mut self, mut slot: Box<VolumeSlot>) {
+        slot.keep_times(self.ledger.is_some());
         assert!(self.slots.len() < VOLUMES_MAX, "more volumes than plans may have");
         self.slots.push(slot);
     }
 
     /// Takes in a user of the volume with this number.
     pub fn add_user(&mut self, number: u32, user: User) {
-        self.slot(number).add(user);
+        let is_on = self.ledger.is_some();
+        let slot = self.slot(number);
+        slot.add(user);
+        slot.keep_times(is_on);
+    }
+
+    /// Keeps this ledger from now on, or none; the one before comes back.
+    pub fn keep_ledger(&mut self, ledger: Option<Box<Ledgers>>) -> Option<Box<Ledgers>> {
+        self.slots.iter_mut().for_each(|slot| slot.keep_times(ledger.is_some()));
+        std::mem::replace(&mut self.ledger, ledger)
     }
 
     /// Lets a volume go once its users have left and its I/O has ended.
@@ -216,7 +261,8 @@ impl Storage {
 
     /// One round: take requests, submit, reap, answer. Returns requests and completions moved.
     pub fn turn(&mut self, now_ns: u64) -> usize {
-        self.slots.iter_mut().map(|slot| slot.turn(now_ns)).sum()
+        let Storage { slots, ledger, .. } = self;
+        slots.iter_mut().map(|slot| slot.turn(now_ns, ledger.as_deref_mut())).sum()
     }
 
     /// Asks guests to say when they have something. `true`: there is something already, or

@@ -16,6 +16,7 @@ mod disk;
 mod dpdk;
 mod hostile;
 mod interop;
+mod ledger;
 mod link;
 mod process;
 mod refused;

@@ -14,6 +14,7 @@ mod host;
 mod hostile;
 mod killed;
 mod kills;
+mod ledger;
 mod many;
 mod metrics;
 mod refused;

@@ -7,7 +7,7 @@ use outboard::virtio::blk::BlkShape;
 use outboard::virtio::driver::{BlkDriver, BlkOptions, Completion, DriverOp};
 use outboard::virtio::mailbox::mailbox;
 use outboard::volume::disk::{Disk, DiskCounters};
-use outboard::volume::{BlockDevice, Done, Dones, Full, Geometry, Io, Mem, Tag};
+use outboard::volume::{BlockDevice, Dones, Full, Geometry, Io, Mem, Tag};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -158,8 +158,8 @@ pub fn turn(disk: &mut Disk, volume: &mut impl BlockDevice, done: &mut Dones) ->
     loop {
         done.clear();
         volume.reap(0, done);
-        for Done { tag, status } in done.drain(..) {
-            disk.complete(Done { tag, status });
+        for done in done.drain(..) {
+            disk.complete(done);
             work += 1;
         }
         if !done.is_full() {

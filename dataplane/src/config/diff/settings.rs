@@ -46,7 +46,7 @@ pub(super) fn is_in_tables(kind: Kind, key: &str) -> bool {
 /// What is fixed from the start: what it is, and its value.
 pub(super) fn fixed(plan: &Plan) -> Vec<(&'static str, String)> {
     let Plan { name, runtime, control_socket, metrics, workers, eal, .. } = plan;
-    let Runtime { mode, spin_us, region_mib, flows } = runtime;
+    let Runtime { mode, spin_us, region_mib, flows, ledger } = runtime;
     let cores: Vec<_> = workers.iter().map(|Worker { core }| core.to_string()).collect();
     vec![
         ("`name`", format!("\"{name}\"")),
@@ -54,6 +54,7 @@ pub(super) fn fixed(plan: &Plan) -> Vec<(&'static str, String)> {
         ("`spin_us` of [runtime]", spin_us.to_string()),
         ("`region_mib` of [runtime]", region_mib.to_string()),
         ("`flows` of [runtime]", flows.to_string()),
+        ("`ledger` of [runtime]", ledger.to_string()),
         ("`socket` of [control]", control_socket.display().to_string()),
         ("`listen` of [metrics]", metrics.map_or("not there".into(), |it| it.to_string())),
         ("the list of [[worker]]", format!("cores {}", cores.join(", "))),

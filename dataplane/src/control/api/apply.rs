@@ -67,7 +67,7 @@ pub type Answered = Result<Report, String>;
 #[derive(Debug)]
 struct Job {
     request: Request,
-    answer: Sender<Answered>,
+    answer: Sender<Answer>,
 }
 
 /// Captures that wait for control.
@@ -80,12 +80,15 @@ pub struct Desk {
     is_busy: Arc<AtomicBool>,
     captures_in: Sender<capture::Job>,
     captures: Receiver<capture::Job>,
+    /// Looks at ledgers, which go on beside.
+    pub looks: super::ledger::Looks,
 }
 
 impl Default for Desk {
     fn default() -> Desk {
         let (captures_in, captures) = bounded(CAPTURES);
-        Desk { job: Arc::default(), is_busy: Arc::default(), captures_in, captures }
+        let (job, is_busy, looks) = Default::default();
+        Desk { job, is_busy, captures_in, captures, looks }
     }
 }
 
@@ -101,7 +104,7 @@ impl Desk {
     }
 
     /// Leaves a request; `None`: another one is being done.
-    pub(super) fn put(&self, request: Request) -> Option<Receiver<Answered>> {
+    pub(super) fn put(&self, request: Request) -> Option<Receiver<Answer>> {
         if self.is_busy.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -115,7 +118,8 @@ impl Desk {
         let job = self.job.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(job) = job {
             // Who asked may have left.
-            let _ = job.answer.send(answer(&job.request));
+            let answer = answer(&job.request).map_or_else(Answer::Error, Answer::Apply);
+            let _ = job.answer.send(answer);
             self.is_busy.store(false, Ordering::Release);
         }
     }

@@ -1,7 +1,8 @@
 //! One thread, all clients, no waiting for any of them.
 
-use super::apply::{APPLY_BYTES_MAX, APPLY_DEADLINE, Answered, Desk};
+use super::apply::{APPLY_BYTES_MAX, APPLY_DEADLINE, Desk};
 use super::capture;
+use super::ledger;
 use super::{Answer, CLIENT_DEADLINE, CLIENTS_MAX, REQUEST_BYTES_MAX, Request, Source, What};
 use crate::capture::Filter;
 use crossbeam::channel::{Receiver, TryRecvError};
@@ -34,7 +35,7 @@ struct Client {
     /// Whether it may apply: root, or the daemon's own user.
     is_trusted: bool,
     /// What control is to answer.
-    asked: Option<Receiver<Answered>>,
+    asked: Option<Receiver<Answer>>,
     /// Bytes of the request so far.
     request: Vec<u8>,
     /// Bytes of the answer that are still to be sent; while there are any, nothing is read.
@@ -191,9 +192,9 @@ impl Client {
         };
         match reply(&self.request[..end], source, desk, self.is_trusted) {
             Reply::Now(answer) => self.answer = line(&answer),
-            Reply::Later(asked) => {
+            Reply::Later(asked, deadline) => {
                 self.asked = Some(asked);
-                self.deadline = now + APPLY_DEADLINE;
+                self.deadline = now + deadline;
             }
             Reply::Capture(request, filter) => match self.hand_over(request, filter, desk) {
                 Ok(()) => return Fate::Close,
@@ -221,8 +222,7 @@ impl Client {
     /// Sends control's answer once it is there.
     fn look_for_answer(&mut self, now: Instant) -> Fate {
         let answer = match self.asked.as_ref().map(Receiver::try_recv) {
-            Some(Ok(Ok(report))) => Answer::Apply(report),
-            Some(Ok(Err(wrong))) => Answer::Error(wrong),
+            Some(Ok(answer)) => answer,
             Some(Err(TryRecvError::Empty)) => return Fate::Keep,
             Some(Err(TryRecvError::Disconnected)) => Answer::Error("the daemon stops".into()),
             None => return Fate::Keep,
@@ -293,7 +293,8 @@ fn is_trusted(stream: &UnixStream) -> bool {
 /// The answer to one request, or who will give it.
 enum Reply {
     Now(Answer),
-    Later(Receiver<Answered>),
+    /// How long that may take.
+    Later(Receiver<Answer>, Duration),
     Capture(capture::Request, Filter),
 }
 
@@ -305,7 +306,7 @@ fn reply(request: &[u8], source: &dyn Source, desk: &Desk, is_trusted: bool) -> 
             refuse("only root and the daemon's own user may apply a configuration")
         }
         Ok(Request::Apply { apply }) => match desk.put(apply) {
-            Some(asked) => Reply::Later(asked),
+            Some(asked) => Reply::Later(asked, APPLY_DEADLINE),
             None => refuse("another apply is being done; try again when it has ended"),
         },
         Ok(Request::Capture { .. }) if !is_trusted => {
@@ -315,9 +316,20 @@ fn reply(request: &[u8], source: &dyn Source, desk: &Desk, is_trusted: bool) -> 
             Ok(filter) => Reply::Capture(capture, filter),
             Err(why) => refuse(&why),
         },
-        Err(_) => {
-            refuse(r#"not understood; ask {"get":"stats"}, {"apply":{…}} or {"capture":{…}}"#)
+        Ok(Request::Ledger { .. }) if !is_trusted => {
+            refuse("only root and the daemon's own user may have ledgers kept")
         }
+        Ok(Request::Ledger { ledger }) => match desk.looks.put(ledger) {
+            Ok(asked) => {
+                let deadline = ledger::PATIENCE + Duration::from_secs(ledger.seconds.into());
+                Reply::Later(asked, deadline)
+            }
+            Err(wrong) => refuse(&wrong),
+        },
+        Err(_) => refuse(
+            "not understood; ask {\"get\":\"stats\"}, {\"apply\":{…}}, {\"capture\":{…}} or \
+             {\"ledger\":{…}}",
+        ),
     }
 }
 
@@ -338,7 +350,7 @@ mod tests {
         bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
             let answer = match reply(bytes, &source, &Desk::default(), true) {
                 Reply::Now(answer) => answer,
-                Reply::Later(_) | Reply::Capture(..) => return,
+                Reply::Later(..) | Reply::Capture(..) => return,
             };
             let line = line(&answer);
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);

@@ -87,7 +87,13 @@ fn plan_a() -> Plan {
     };
     Plan {
         name: String::new(),
-        runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 1024 },
+        runtime: Runtime {
+            mode: WaitMode::Busy,
+            spin_us: 0,
+            region_mib: 2,
+            flows: 1024,
+            ledger: false,
+        },
         control_socket: "".into(),
         workers: Vec::new(),
         metrics: None,

@@ -156,7 +156,7 @@ impl Remote {
     pub(super) fn end(&mut self, index: u16, status: Status) {
         let parent = &mut self.parents[usize::from(index)];
         parent.is_active = false;
-        self.ended.push_back(Done { tag: parent.tag, status });
+        self.ended.push_back(Done { tag: parent.tag, status, marks: parent.marks });
         self.free.push(index);
     }
 }

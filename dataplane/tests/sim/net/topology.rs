@@ -116,7 +116,13 @@ pub fn plan(host: usize) -> Plan {
         Role::Uplink { vtep: Some(vtep(host)), vtep6: Some(vtep6(host)), zero_checksum6: false };
     Plan {
         name: String::new(),
-        runtime: Runtime { mode: WaitMode::Busy, spin_us: 0, region_mib: 2, flows: 16 },
+        runtime: Runtime {
+            mode: WaitMode::Busy,
+            spin_us: 0,
+            region_mib: 2,
+            flows: 16,
+            ledger: false,
+        },
         control_socket: "".into(),
         workers: Vec::new(),
         metrics: None,

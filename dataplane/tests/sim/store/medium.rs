@@ -128,7 +128,7 @@ impl BlockDevice for Medium {
                     Status::Media
                 }
             };
-            done.push(Done { tag: waiting.tag, status });
+            done.push(Done::new(waiting.tag, status));
         }
     }
 
