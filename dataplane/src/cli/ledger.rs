@@ -15,8 +15,9 @@ use std::io::Write;
 #[command(after_help = "\
 Shares are those of the packets and I/Os around a percentile: what made them as slow as that. A
 percentile with fewer than 10 samples beyond it is shown as –. `unseen` is an upper bound: nobody
-knows when something came, only when the worker looked last. Packets that were dropped or answered
-by the gateway are left out, and so are I/Os that were in flight when the look began.
+knows when something came, only when the worker looked last. An answer of the gateway counts as a
+packet from a port to itself. Dropped packets are left out, and so are I/Os that were in flight when
+the look began.
 
 Examples:
   outboard ledger --config host-a.toml               look for 5 seconds

@@ -47,8 +47,7 @@ const WORKER_CALLS: &[libc::c_long] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
-    // A volume's ring belongs to the thread that uses it, which makes it.
-    libc::SYS_io_uring_setup,
+    // A volume's ring belongs to the thread that enables it; control makes it, restricted.
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_enter,
     libc::SYS_sched_yield,

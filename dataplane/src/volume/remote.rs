@@ -367,9 +367,16 @@ impl Remote {
         Ok(())
     }
 
-    /// Ends I/Os whose commands have ended.
-    fn collect(&mut self) {
+    /// Ends I/Os whose commands have ended. Whether the target refused one because somebody has
+    /// fenced this connection out: then its I/O stays, and control finds out who it was. It may
+    /// have been a late question of our own; only a refused fence says that we were replaced.
+    fn collect(&mut self) -> bool {
+        let mut is_fenced_out = false;
         while let Some(ended) = self.link.as_mut().and_then(|link| link.queue.next_ended()) {
+            if ended.status.plain() == StatusCode::STALE_EPOCH {
+                is_fenced_out = true;
+                continue;
+            }
             let Command { parent: index, made_ns, .. } = self.commands[usize::from(ended.slot)];
             self.counters.round_trip.record(self.now_ns.saturating_sub(made_ns));
             let parent = &mut self.parents[usize::from(index)];
@@ -389,6 +396,7 @@ impl Remote {
                 self.end(index, status);
             }
         }
+        is_fenced_out
     }
 
     fn count_digest_errors(&mut self) {
@@ -402,7 +410,9 @@ impl Remote {
         let received = self.receive();
         self.count_digest_errors();
         received?;
-        self.collect();
+        if self.collect() {
+            return Err(LossReason::FencedOut);
+        }
         self.issue();
         // What an R2T asked for, and what had no room before.
         if self.link.as_ref().is_some_and(|link| link.queue.has_output()) && !self.is_send_blocked {
@@ -542,7 +552,6 @@ fn status_of(status: StatusCode) -> Status {
         StatusCode::READ_ERROR | StatusCode::WRITE_FAULT => Status::Media,
         StatusCode::COMPARE_FAILURE => Status::Miscompare,
         StatusCode::INVALID_OPCODE => Status::Unsupported,
-        StatusCode::STALE_EPOCH => Status::Stale,
         _ => Status::Target,
     }
 }

@@ -338,8 +338,10 @@ impl Worker {
     /// Gives back what was to leave and has nothing left to do.
     #[inline]
     fn let_go(&mut self, now_ns: u64) {
-        // With a full way back it waits, rather than being freed here.
-        if !self.is_leaving() || self.retired.is_full() {
+        // It waits, rather than being freed here, while the way back has room for no more than
+        // the answer to what control may be asking.
+        let room = self.retired.capacity().map_or(usize::MAX, |all| all - self.retired.len());
+        if !self.is_leaving() || room <= 1 {
             return;
         }
         if let Some(parts) = self.network.left(&mut self.free) {

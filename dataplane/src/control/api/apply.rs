@@ -119,8 +119,9 @@ impl Desk {
         if let Some(job) = job {
             // Who asked may have left.
             let answer = answer(&job.request).map_or_else(Answer::Error, Answer::Apply);
-            let _ = job.answer.send(answer);
+            // Before the answer: who has it may ask again at once.
             self.is_busy.store(false, Ordering::Release);
+            let _ = job.answer.send(answer);
         }
     }
 }

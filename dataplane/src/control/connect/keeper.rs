@@ -54,7 +54,8 @@ impl Keeper {
             self.epoch = current.epoch;
             self.say("ready".into());
             let why = match self.watch(&mut current) {
-                Ended::Stopped => break,
+                // While `current` lives: without its admin queue the target would close the rest.
+                Ended::Stopped => return self.end(),
                 Ended::Io(reason) => reason.to_string(),
                 Ended::Admin(why) => why,
             };
@@ -132,6 +133,9 @@ impl Keeper {
                 Ok(association) => return Some(association),
                 Err(error) => error,
             };
+            // Before what waits for it ends: who asks why finds the reason.
+            let text = error.to_string();
+            self.say(text.clone());
             match error {
                 ConnectError::Changed { .. } | ConnectError::Geometry { .. } => {
                     self.control.end_all(Status::MediumReplaced);
@@ -142,7 +146,6 @@ impl Keeper {
                 }
                 _ => {}
             }
-            let text = error.to_string();
             let is_final = matches!(error, ConnectError::Stale { .. });
             // A target may be away for days: what has been said is not said again.
             if text != told {
@@ -150,7 +153,6 @@ impl Keeper {
                 tracing::warn!("{text}{again}");
                 told.clone_from(&text);
             }
-            self.say(text);
             if is_final {
                 let _ = self.wait(None, Duration::MAX);
                 return None;

@@ -37,6 +37,8 @@ pub enum LossReason {
     Socket(ErrorKind),
     /// The target broke the protocol, or said that we did.
     Fault(Fault),
+    /// A fence has ended what this connection may do.
+    FencedOut,
     /// Control gave the volume up.
     GivenUp,
 }
@@ -47,6 +49,7 @@ impl std::fmt::Display for LossReason {
             LossReason::Closed => f.write_str("the target closed it"),
             LossReason::Socket(kind) => write!(f, "{kind}"),
             LossReason::Fault(fault) => write!(f, "protocol violation: {}", fault.name()),
+            LossReason::FencedOut => f.write_str("the target has fenced this connection out"),
             LossReason::GivenUp => f.write_str("the volume was given up"),
         }
     }
