@@ -37,6 +37,8 @@ struct Flight {
     /// What a read may return.
     allowed: Vec<Vec<Version>>,
     is_settled: bool,
+    /// The medium lost power meanwhile: a write may have ended before, and be lost.
+    was_cut: bool,
     /// When it began, in the oracle's time.
     since: u64,
 }
@@ -123,7 +125,8 @@ impl Guest {
         self.versions = self.versions.max(version);
         self.describe(slot as u16, op, first, count, version);
         let since = oracle.now();
-        let flight = Flight { op, first, count, version, allowed, is_settled, since };
+        let was_cut = false;
+        let flight = Flight { op, first, count, version, allowed, is_settled, was_cut, since };
         self.slots[slot] = Some(flight);
         true
     }
@@ -215,7 +218,9 @@ impl Guest {
                 oracle.read(first, &data, &flight.allowed, flight.is_settled);
             }
             Op::Read => {}
-            Op::Write | Op::WriteZeroes => oracle.written(version, first, count, !is_ok),
+            Op::Write | Op::WriteZeroes => {
+                oracle.written(version, first, count, !is_ok || flight.was_cut);
+            }
             // Zeros or the old data, if it ended well.
             Op::Discard => oracle.written(0, first, count, true),
             Op::Flush if is_ok => {
@@ -226,10 +231,11 @@ impl Guest {
         }
     }
 
-    /// The medium has lost power: reads in flight may have been answered before or after.
+    /// The medium has lost power: what is in flight may have been answered before or after.
     pub fn power_cut(&mut self, oracle: &Oracle) {
-        for flight in self.slots.iter_mut().flatten().filter(|flight| flight.op == Op::Read) {
+        for flight in self.slots.iter_mut().flatten() {
             flight.is_settled = false;
+            flight.was_cut = true;
             let now = oracle.possible(flight.first, flight.count);
             for (allowed, more) in flight.allowed.iter_mut().zip(now) {
                 allowed.extend(more);
