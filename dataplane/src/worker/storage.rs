@@ -47,6 +47,14 @@ struct Seat {
     leaving_ns: Option<u64>,
 }
 
+impl Seat {
+    /// Whether this is an export that leaves, with commands running.
+    fn is_leaver_running(&self) -> bool {
+        let is_running = matches!(&self.user, User::Export(export) if export.is_running());
+        self.leaving_ns.is_some() && is_running
+    }
+}
+
 /// A volume and its users.
 #[derive(Debug)]
 pub struct VolumeSlot {
@@ -100,11 +108,15 @@ impl VolumeSlot {
     fn turn(&mut self, now_ns: u64, ledger: Option<&mut Ledgers>) -> usize {
         let VolumeSlot { volume, seats, .. } = self;
         let mut moved = 0;
+        let is_leaver_running = seats.iter().flatten().any(Seat::is_leaver_running);
         for seat in seats.iter_mut().flatten() {
             moved += match &mut seat.user {
                 User::Disk(disk) => disk.poll(now_ns, volume) as usize,
                 User::Export(export) if seat.leaving_ns.is_some() => export.finish(now_ns, volume),
-                User::Export(export) => export.poll(now_ns, volume),
+                User::Export(export) => {
+                    export.follow(is_leaver_running);
+                    export.poll(now_ns, volume)
+                }
             };
         }
         moved += reap(now_ns, volume, seats);

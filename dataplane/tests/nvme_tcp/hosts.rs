@@ -7,7 +7,7 @@ use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::initiator::{Progress, Queue, QueueConfig, Setup, State};
 use outboard_rdma::nvmf::pdu::{Format, Header, MAX_HEADER_BYTES, SHORT_BYTES};
 use outboard_rdma::nvmf::{Digests, Fault, Nqn, Piece};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 
@@ -34,7 +34,8 @@ fn config(queue: u16, controller: u16) -> QueueConfig {
     }
 }
 
-fn exchange(socket: &mut TcpStream, queue: &mut Queue) {
+/// Sends what a queue has, and gives it what comes; on a socket that does not block, what is there.
+pub fn exchange(socket: &mut TcpStream, queue: &mut Queue) {
     let mut bytes = Vec::new();
     for piece in queue.pieces() {
         let Piece::Bytes(part) = piece else { panic!("a set-up carries no I/O data") };
@@ -43,7 +44,10 @@ fn exchange(socket: &mut TcpStream, queue: &mut Queue) {
     socket.write_all(&bytes).unwrap();
     queue.sent(bytes.len());
     let mut answer = [0; 8192];
-    let count = socket.read(&mut answer).unwrap();
+    let count = match socket.read(&mut answer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+        outcome => outcome.unwrap(),
+    };
     assert_eq!(queue.receive(&answer[..count]), Ok(count));
 }
 

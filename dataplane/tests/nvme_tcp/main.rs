@@ -1,6 +1,7 @@
 //! NVMe/TCP over real loopback connections: an export of a memory volume, remote volumes, and
 //! peers that misbehave.
 
+mod anew;
 mod foreign;
 mod hosts;
 mod server;

@@ -3,9 +3,11 @@
 //! From the command on, connections of the host's past begin nothing any more: what they have in
 //! line and what still comes ends as stale. When what the volume has of them has ended they are
 //! closed, and the command is answered. Connections that were closed before it, whoever's they
-//! were, are waited for in the same way: their I/O may be of the same past. How long that takes is
+//! were, are waited for in the same way: their I/O may be of the same past. So is what an export of
+//! the same volume still runs that leaves, as one does that is made anew. How long that takes is
 //! the medium's affair; a host that does not want to wait asks again.
 
+use super::connection::Connection;
 use super::{End, Export};
 
 impl Export {
@@ -21,10 +23,8 @@ impl Export {
     /// Ends what the fences that wait are to end, as far as the volume is done with it, and
     /// answers them when all is.
     pub(super) fn settle_fences(&mut self, now_ns: u64) {
-        let is_running = self
-            .connections
-            .iter()
-            .any(|connection| connection.running() > 0 && connection.is_of_past(&self.subsystem));
+        let is_late = |it: &Connection| it.running() > 0 && it.is_of_past(&self.subsystem);
+        let is_running = self.is_predecessor_running || self.connections.iter().any(is_late);
         self.has_fence = false;
         for at in (0..self.live.len()).rev() {
             let index = self.live[at];

@@ -167,6 +167,8 @@ pub struct Export {
     has_freed: bool,
     /// A host's Fence command waits for its answer.
     has_fence: bool,
+    /// An export of this volume that leaves has commands running.
+    is_predecessor_running: bool,
     doorway: Receiver<TcpStream>,
     bell: Arc<EventFd>,
     epoll: OwnedFd,
@@ -225,6 +227,7 @@ impl Export {
             now_ns: 0,
             has_freed: false,
             has_fence: false,
+            is_predecessor_running: false,
             doorway,
             bell: Arc::clone(&bell),
             epoll,
@@ -251,6 +254,17 @@ impl Export {
     pub fn is_quiet(&self) -> bool {
         let is_quiet = |it: &Connection| it.running() == 0 && !(it.is_open() && it.has_output());
         self.backlog.is_empty() && self.connections.iter().all(is_quiet)
+    }
+
+    /// Whether a command that came has not ended.
+    pub fn is_running(&self) -> bool {
+        self.connections.iter().any(|connection| connection.running() > 0)
+    }
+
+    /// Before each [`poll`](Self::poll): whether exports of the same volume that leave have
+    /// commands running. They may have served the same hosts, so that fences wait for them.
+    pub fn follow(&mut self, is_predecessor_running: bool) {
+        self.is_predecessor_running = is_predecessor_running;
     }
 
     /// What it counts.
@@ -372,7 +386,7 @@ impl Export {
         while let Some(number) = self.backlog.pop_front() {
             self.end(number / self.slots, number % self.slots, StatusCode::ABORTED);
         }
-        let is_idle = self.connections.iter().all(|connection| connection.running() == 0);
+        let is_idle = !self.is_running();
         if is_idle {
             self.pool.drain(free);
         }
