@@ -28,9 +28,11 @@ use crate::volume::{BlockDevice, Dones, Geometry};
 use association::{Epoch, Expected, Patience, associate};
 use keeper::Keeper;
 use outboard_dma::EventFd;
+use outboard_rdma::nvmf::fence::Life;
 use outboard_rdma::nvmf::identify::Namespace;
 use outboard_rdma::nvmf::initiator::SetupError;
 use outboard_rdma::nvmf::{Digests, Nqn, StatusCode};
+use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -207,8 +209,7 @@ struct Place {
     host_id: [u8; 16],
     host: Nqn,
     user: u32,
-    /// When this volume was made: higher for a later process.
-    life: u64,
+    life: Life,
 }
 
 /// Keeps a remote volume connected until dropped.
@@ -269,7 +270,7 @@ impl Remote {
         let (host_id, host) = host();
         let user = user_number(&wanted.user);
         let Wanted { nsid, digests, .. } = *wanted;
-        let life = wall_clock_ns();
+        let life = life();
         let place = Place { address, nqn, nsid, digests, host_id, host, user, life };
         let prepare = |source| ConnectError::Prepare { address, source };
         let stop = Arc::new(EventFd::new().map_err(prepare)?);
@@ -326,14 +327,29 @@ fn geometry_of(namespace: &Namespace) -> Geometry {
     Geometry { block_bytes, blocks, read_only }
 }
 
+/// What this machine's kernel drew when it started; `None` where it does not tell.
+fn boot_id() -> Option<u128> {
+    uuid_in("/proc/sys/kernel/random/boot_id")
+}
+
+/// The UUID that a file of the system has.
+fn uuid_in(path: &str) -> Option<u128> {
+    let text = std::fs::read_to_string(path).ok()?;
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
+}
+
+/// A volume that is made now, as a process of its user.
+fn life() -> Life {
+    let time = clock_gettime(ClockId::Boottime);
+    // The last 24 bits of a boot identifier are random (RFC 9562, section 5.4); 0 would be none.
+    let boot = boot_id().map_or(0, |id| (id as u32 & 0xff_ffff).max(1));
+    Life { boot, begun_ns: (time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64).max(1) }
+}
+
 /// This machine as a host: its machine-id where there is one, else what its kernel drew when it
 /// started, so that a restart of the daemon is the same host.
 fn host() -> ([u8; 16], Nqn) {
-    let read = |path| {
-        let text: String = std::fs::read_to_string(path).unwrap_or_default();
-        u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
-    };
-    let machine = read("/etc/machine-id").or_else(|| read("/proc/sys/kernel/random/boot_id"));
+    let machine = uuid_in("/etc/machine-id").or_else(boot_id);
     let number = machine.unwrap_or_else(|| {
         use std::hash::{BuildHasher, RandomState};
         let half = || u128::from(RandomState::new().hash_one(0));
@@ -404,6 +420,14 @@ mod tests {
         let error = Remote::connect(address, "nqn.a", 1).unwrap_err().to_string();
         assert!(error.contains("pdu_type"), "{error}");
         peer.join().unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_is_made_later_is_a_later_life_of_the_same_start() {
+        let (first, second) = (life(), life());
+        assert_eq!(first.boot, second.boot);
+        assert!(0 < first.begun_ns && first.begun_ns < second.begun_ns);
+        assert_eq!(first.boot == 0, boot_id().is_none());
     }
 
     const NQN: &str = "nqn.2025-01.io.outboard:conformance";

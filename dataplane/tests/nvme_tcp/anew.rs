@@ -10,7 +10,10 @@ use outboard::volume::{Geometry, Remote, Status, Volume};
 use outboard::worker::{Storage, User, VolumeSlot};
 use outboard_dma::{FreeList, Region};
 use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
-use outboard_rdma::nvmf::initiator::{Association, Next, Queue, Request, Wish};
+use outboard_rdma::nvmf::fence::Life;
+use outboard_rdma::nvmf::initiator::{
+    Association, AssociationError, Next, Queue, Request, Wish,
+};
 use outboard_rdma::nvmf::{Digests, Nqn, Op, Piece};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -67,7 +70,12 @@ struct Host {
 }
 
 impl Host {
-    fn new(address: SocketAddr, life: u64) -> Host {
+    fn new(address: SocketAddr, begun_ns: u64) -> Host {
+        Host::of(address, Life { boot: 1, begun_ns }, 0)
+    }
+
+    /// A process of the host that was last given the epoch `after`.
+    fn of(address: SocketAddr, life: Life, after: u64) -> Host {
         let names = ConnectData {
             host_id: [3; 16],
             controller: ANY_CONTROLLER,
@@ -83,7 +91,7 @@ impl Host {
             expected: None,
             user: 1,
             life,
-            after: 0,
+            after,
         });
         let admin = TcpStream::connect(address).unwrap();
         admin.set_nonblocking(true).unwrap();
@@ -168,5 +176,26 @@ fn a_fence_waits_for_what_the_export_before_still_runs() {
     drop(next.connect(&mut room));
     let left = room.storage.left(now_ns(), &mut room.free);
     assert!(left.is_some(), "the export before has left");
+    assert!(room.storage.close(&mut room.free));
+}
+
+#[test]
+fn after_a_start_of_its_machine_a_host_follows_and_the_one_before_is_of_the_past() {
+    let mut room = Room::new();
+    let (counters, listener) = room.export(0);
+    let (old, new) = (Life { boot: 1, begun_ns: 900 }, Life { boot: 2, begun_ns: 3 });
+    let first = Host::of(listener.address(), old, 0).connect(&mut room);
+    let second = Host::of(listener.address(), new, 0).connect(&mut room);
+    assert_eq!(counters.fences.get(), 2);
+    let mut back = Host::of(listener.address(), old, 1);
+    let error = loop {
+        room.turn();
+        match back.engine.poll(now_ns()) {
+            Ok(_) => exchange(&mut back.admin, back.engine.admin_mut()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, AssociationError::Stale);
+    drop((first, second));
     assert!(room.storage.close(&mut room.free));
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How long the target of these tests may work on what it was sent before.
 const QUIESCE: Duration = Duration::from_secs(3);
 /// What tells a host that a target fences: magic and version.
-const ANNOUNCEMENT: &[u8] = b"outboard\x01\0";
+const ANNOUNCEMENT: &[u8] = b"outboard\x02\0";
 /// What is written and read.
 const LBA: u64 = 7;
 /// Tags.

@@ -345,6 +345,9 @@ status_codes! {
     COMPARE_FAILURE = MEDIA | 0x85, "compare failure";
     /// Vendor specific c1h: another process of the same host and user has fenced this one out.
     STALE_EPOCH = VENDOR | 0xc1, "epoch of the past";
+    /// Vendor specific c2h: another process of the same host and user has an epoch, which the
+    /// answer names.
+    EPOCH_MOVED = VENDOR | 0xc2, "another process's epoch is current";
 }
 
 impl StatusCode {

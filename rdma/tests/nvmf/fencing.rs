@@ -3,7 +3,7 @@
 use crate::ends::{Controller, Host, admin_config, subsystem};
 use crate::loopback::{io_config, set_up, settle};
 use outboard_rdma::nvmf::capsule::{Sqe, admin};
-use outboard_rdma::nvmf::fence::{Ask, Fence};
+use outboard_rdma::nvmf::fence::{Ask, Fence, Life};
 use outboard_rdma::nvmf::initiator::{Found, Request, State};
 use outboard_rdma::nvmf::target::{Limits, Subsystem};
 use outboard_rdma::nvmf::{Op, StatusCode};
@@ -72,8 +72,12 @@ impl Association {
     }
 }
 
-fn start(user: u32, life: u64) -> Fence {
-    Fence { ask: Ask::New { after: 0 }, user, life }
+fn life(begun_ns: u64) -> Life {
+    Life { boot: 5, begun_ns }
+}
+
+fn start(user: u32, begun_ns: u64) -> Fence {
+    Fence { ask: Ask::New { after: 0 }, user, life: life(begun_ns) }
 }
 
 #[test]
@@ -118,11 +122,11 @@ fn an_epoch_of_the_past_is_refused_by_name() {
     let mut second = Association::new(&mut subsystem);
     let current = second.begin(start(1, 2), &mut subsystem);
     let stale = Some((StatusCode::STALE_EPOCH, 0));
-    let join = |epoch, user, life| Fence { ask: Ask::Join { epoch }, user, life };
+    let join = |epoch, user, number| Fence { ask: Ask::Join { epoch }, user, life: life(number) };
     for past in [join(first, 1, 1), join(first, 1, 2), join(current, 1, 1), join(current, 2, 2)] {
         assert_eq!(Association::new(&mut subsystem).fence(past, &mut subsystem), stale);
     }
-    let back = Fence { ask: Ask::New { after: first }, user: 1, life: 1 };
+    let back = Fence { ask: Ask::New { after: first }, user: 1, life: life(1) };
     assert_eq!(Association::new(&mut subsystem).fence(back, &mut subsystem), stale);
     assert_eq!(subsystem.stale_refusals(), 5);
     // None of these has harmed the current one, and who knows its epoch may join it.
@@ -173,4 +177,38 @@ fn a_fence_that_asks_for_nothing_known_is_refused() {
     let nobody = start(1, 0);
     assert_eq!(association.fence(nobody, &mut subsystem), refused);
     association.begin(start(1, 1), &mut subsystem);
+}
+
+#[test]
+fn a_first_fence_that_comes_late_replaces_nobody() {
+    let mut subsystem = subsystem(64, Limits::DEFAULT);
+    let mut late = Association::new(&mut subsystem);
+    let mut current = Association::new(&mut subsystem);
+    current.begin(start(1, 2), &mut subsystem);
+    assert!(matches!(current.connect_io(&mut subsystem), State::Ready { .. }));
+    let stale = Some((StatusCode::STALE_EPOCH, 0));
+    assert_eq!(late.fence(start(1, 1), &mut subsystem), stale);
+    assert!(!current.admin.1.target.is_stale(&subsystem));
+    assert_eq!(current.write(&mut subsystem), None, "it runs");
+}
+
+#[test]
+fn a_machine_that_has_started_again_follows_the_epoch_that_it_is_told() {
+    let mut subsystem = subsystem(64, Limits::DEFAULT);
+    let mut before = Association::new(&mut subsystem);
+    let old = before.begin(start(1, 900), &mut subsystem);
+    let life = Life { boot: 6, begun_ns: 3 };
+    let mut after = Association::new(&mut subsystem);
+    let first = Fence { life, ..start(1, 1) };
+    assert_eq!(after.fence(first, &mut subsystem), Some((StatusCode::EPOCH_MOVED, old)));
+    let again = Fence { ask: Ask::New { after: old }, ..first };
+    let new = after.begin(again, &mut subsystem);
+    assert!(before.admin.1.target.is_stale(&subsystem) && new > old);
+    // What the dead one had sent before comes now.
+    let mut late = Association::new(&mut subsystem);
+    for ask in [Ask::New { after: 0 }, Ask::New { after: old }] {
+        let answer = late.fence(Fence { ask, ..start(1, 900) }, &mut subsystem);
+        assert_eq!(answer, Some((StatusCode::EPOCH_MOVED, new)));
+    }
+    assert!(!after.admin.1.target.is_stale(&subsystem));
 }

@@ -6,6 +6,7 @@ use super::wire::{Socket, Wire};
 use outboard::volume::Status;
 use outboard::volume::remote::{DEPTH, Link, RemoteControl};
 use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
+use outboard_rdma::nvmf::fence::Life;
 use outboard_rdma::nvmf::identify::Namespace;
 use outboard_rdma::nvmf::initiator::{
     Associated, Association, AssociationError, Next, Queue, Wish,
@@ -246,7 +247,7 @@ impl Control {
             depth: DEPTH,
             expected: self.namespace,
             user: 1,
-            life: 1,
+            life: Life { boot: 1, begun_ns: 1 },
             after: self.epoch,
         }
     }

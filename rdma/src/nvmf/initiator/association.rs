@@ -7,7 +7,7 @@
 use super::{Found, Progress, Queue, QueueConfig, Setup, SetupError, State};
 use crate::nvmf::StatusCode;
 use crate::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
-use crate::nvmf::fence::{Ask, Fence};
+use crate::nvmf::fence::{Ask, Fence, Life};
 use crate::nvmf::identify::Namespace;
 use crate::nvmf::pdu::Digests;
 
@@ -29,8 +29,8 @@ pub struct Wish {
     /// Which of the host's users this is.
     pub user: u32,
     /// Which process of the user.
-    pub life: u64,
-    /// The last epoch that the target gave; 0: none.
+    pub life: Life,
+    /// The last epoch that the target gave; 0: none, it starts.
     pub after: u64,
 }
 
@@ -115,7 +115,13 @@ impl Association {
                     let Some(end) = self.admin.take_control_end() else { return Ok(Next::Admin) };
                     match end.status.plain() {
                         StatusCode::SUCCESS => self.epoch = end.result,
-                        StatusCode::STALE_EPOCH => return Err(AssociationError::Stale),
+                        StatusCode::EPOCH_MOVED if self.wish.after == 0 => {
+                            self.ask(end.result);
+                            continue;
+                        }
+                        StatusCode::STALE_EPOCH | StatusCode::EPOCH_MOVED => {
+                            return Err(AssociationError::Stale);
+                        }
                         _ => return Err(refused("an epoch", end.status)),
                     }
                     self.connect_io(found);
@@ -180,13 +186,18 @@ impl Association {
             self.connect_io(found);
             return Ok(());
         }
-        let Wish { user, life, after, .. } = self.wish;
-        self.admin.control(Fence { ask: Ask::New { after }, user, life }.emit(), 0);
+        self.ask(self.wish.after);
         self.step = Step::Fence(found);
         if planted!("fence-not-waited-for") {
             self.connect_io(found);
         }
         Ok(())
+    }
+
+    /// Asks for the epoch after this one.
+    fn ask(&mut self, after: u64) {
+        let Wish { user, life, .. } = self.wish;
+        self.admin.control(Fence { ask: Ask::New { after }, user, life }.emit(), 0);
     }
 
     fn connect_io(&mut self, found: Found) {

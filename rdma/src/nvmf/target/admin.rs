@@ -108,6 +108,9 @@ impl Target {
             opcode::FENCE if !controller.is_discovery => match self.fence(sqe, member, subsystem) {
                 Ok(Fenced::Now { epoch }) => Ok(epoch),
                 Ok(Fenced::Later { .. }) => return None,
+                Ok(Fenced::Moved { current }) => {
+                    return Some((StatusCode::EPOCH_MOVED.do_not_retry(), current));
+                }
                 Err(error) => Err(error),
             },
             _ => Err(StatusCode::INVALID_OPCODE),
@@ -128,7 +131,7 @@ impl Target {
         let outcome = subsystem.fence(member, &fence);
         match outcome {
             Ok(Fenced::Later { .. }) => self.fencing = Some(sqe.cid()),
-            Ok(Fenced::Now { .. }) => {}
+            Ok(Fenced::Now { .. } | Fenced::Moved { .. }) => {}
             Err(error) => subsystem.stale_refusals += u64::from(error == StatusCode::STALE_EPOCH),
         }
         outcome

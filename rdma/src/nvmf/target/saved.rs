@@ -12,7 +12,7 @@ use crate::nvmf::outbox::Outbox;
 use crate::nvmf::state::{self, Kind, LoadError, Reader, State, ensure, state_enum, state_struct};
 
 const TARGET: &Kind = b"obtarg\0\x01";
-const SUBSYSTEM: &Kind = b"obsubs\0\x01";
+const SUBSYSTEM: &Kind = b"obsubs\0\x02";
 
 state_enum!(Stage {
     0 => Free, 1 => Waiting, 2 => Receiving, 3 => Ready, 4 => Running, 5 => Responding,

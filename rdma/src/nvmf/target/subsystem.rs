@@ -6,7 +6,7 @@ use crate::nvmf::StatusCode;
 use crate::nvmf::capsule::feature;
 use crate::nvmf::discovery;
 use crate::nvmf::fabrics::{self, Capabilities, Nqn, configuration};
-use crate::nvmf::fence::{Ask, Epochs, Fence, User};
+use crate::nvmf::fence::{Ask, Epochs, Fence, Refused, User};
 use crate::nvmf::identify::{KEEP_ALIVE_UNIT_100MS, Namespace};
 use crate::nvmf::pdu::Digests;
 
@@ -59,13 +59,25 @@ pub(crate) enum Admission {
     Stale,
 }
 
-/// What becomes of a Fence command that was not refused.
+impl Admission {
+    /// The user that it was given an epoch as.
+    fn user(&self) -> Option<User> {
+        match *self {
+            Admission::Fencing { user, .. } | Admission::Current { user, .. } => Some(user),
+            Admission::Foreign | Admission::Stale => None,
+        }
+    }
+}
+
+/// What becomes of a Fence command that is not of the past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fenced {
     /// To be answered when the past has ended.
     Later { epoch: u64 },
     /// Done.
     Now { epoch: u64 },
+    /// Refused: another life's epoch is current.
+    Moved { current: u64 },
 }
 
 /// Users whose epochs are known, per controller that there may be.
@@ -291,13 +303,15 @@ impl Subsystem {
         let user = User { host_id: controller.host_id, number: fence.user };
         match fence.ask {
             Ask::New { after } => {
-                let epoch = self.epochs.begin(user, fence.life, after);
-                let epoch = epoch.ok_or(StatusCode::STALE_EPOCH)?;
+                let controllers = &self.controllers;
+                let in_use = |user| controllers.iter().any(|it| it.admission.user() == Some(user));
+                let epoch = match self.epochs.begin(user, fence.life, after, in_use) {
+                    Ok(epoch) => epoch,
+                    Err(Refused::Past) => return Err(StatusCode::STALE_EPOCH),
+                    Err(Refused::Moved { current }) => return Ok(Fenced::Moved { current }),
+                };
                 for other in &mut self.controllers {
-                    if let Admission::Fencing { user: whose, .. }
-                    | Admission::Current { user: whose, .. } = other.admission
-                        && whose == user
-                    {
+                    if other.admission.user() == Some(user) {
                         other.admission = Admission::Stale;
                     }
                 }
