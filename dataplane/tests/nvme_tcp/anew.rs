@@ -11,9 +11,7 @@ use outboard::worker::{Storage, User, VolumeSlot};
 use outboard_dma::{FreeList, Region};
 use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::fence::Life;
-use outboard_rdma::nvmf::initiator::{
-    Association, AssociationError, Next, Queue, Request, Wish,
-};
+use outboard_rdma::nvmf::initiator::{Association, AssociationError, Next, Queue, Request, Wish};
 use outboard_rdma::nvmf::{Digests, Nqn, Op, Piece};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};

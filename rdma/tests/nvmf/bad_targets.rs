@@ -1,10 +1,14 @@
 //! What an initiator makes of a target that breaks the rules: each fault by its name, and nothing
 //! told as done whose memory is still in use.
 
-use crate::ends::{Host, names};
-use outboard_rdma::nvmf::capsule::{Cqe, StatusCode};
-use outboard_rdma::nvmf::initiator::{MAX_DEPTH, QueueConfig, Request, State};
+use crate::ends::{Controller, Host, admin_config, names, subsystem};
+use outboard_rdma::nvmf::capsule::{Cqe, StatusCode, admin};
+use outboard_rdma::nvmf::identify::cns;
+use outboard_rdma::nvmf::initiator::{
+    Found, MAX_DEPTH, Progress, QueueConfig, Request, Setup, SetupError, State,
+};
 use outboard_rdma::nvmf::pdu::{self, Body, Common, Format, Header, Init, Kind, Transfer};
+use outboard_rdma::nvmf::target::Limits;
 use outboard_rdma::nvmf::{Digests, Fault, Op};
 
 fn bytes_of(header: &Header) -> Vec<u8> {
@@ -162,4 +166,42 @@ fn a_queue_takes_its_depth_and_not_one_more() {
     host.transmit(usize::MAX);
     let again = host.receive(&response(cids[5], StatusCode::SUCCESS));
     assert_eq!(again, Err(Fault::UnknownCommand));
+}
+
+/// A set-up against a target that answers as one of ours, but for how it tells descriptors.
+fn set_up_with_descriptors(status: StatusCode) -> Result<Found, SetupError> {
+    let mut subsystem = subsystem(64, Limits::DEFAULT);
+    let (mut host, mut end) = (Host::new(admin_config()), Controller::new(128, 0));
+    let mut setup = Setup::new(1);
+    loop {
+        match setup.poll(0, &mut host.queue)? {
+            Progress::Done(found) => return Ok(found),
+            other => assert_eq!(other, Progress::Answer),
+        }
+        let sent = host.transmit(usize::MAX);
+        let asked =
+            sent.get(8..72).map(|sqe| (sqe[0], u16::from_le_bytes([sqe[2], sqe[3]]), sqe[40]));
+        match asked {
+            Some((admin::IDENTIFY, cid, cns::DESCRIPTORS)) => {
+                host.receive(&response(cid, status)).unwrap();
+            }
+            _ => {
+                end.receive(0, &sent, &mut subsystem).unwrap();
+                host.receive(&end.transmit(usize::MAX)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn descriptors_that_fail_are_no_other_namespace_and_those_unknown_are_done_without() {
+    for unknown in [StatusCode::INVALID_FIELD, StatusCode::INVALID_OPCODE] {
+        let found = set_up_with_descriptors(unknown.do_not_retry()).unwrap();
+        assert_eq!(found.namespace.identity.uuid, [0; 16]);
+    }
+    let step = "to identify the namespace's names";
+    for status in [StatusCode::INTERNAL, StatusCode::ABORTED] {
+        let refused = set_up_with_descriptors(status).unwrap_err();
+        assert_eq!(refused, SetupError::Refused { step, status });
+    }
 }

@@ -172,7 +172,7 @@ impl Setup {
         let end = queue.take_control_end();
         if let Some(ControlEnd { status, .. }) = end
             && !status.is_success()
-            && self.step != Step::Descriptors
+            && !(self.step == Step::Descriptors && is_unknown(status))
         {
             return Err(SetupError::Refused { step: self.step.name(), status });
         }
@@ -251,6 +251,12 @@ impl Setup {
             has_fence: self.controller.has_fence,
         })
     }
+}
+
+/// Whether a target knows no namespace descriptors, as before version 1.3, rather than failed to
+/// tell them: without those that it has, its namespace would look like another one.
+fn is_unknown(status: StatusCode) -> bool {
+    matches!(status.plain(), StatusCode::INVALID_FIELD | StatusCode::INVALID_OPCODE)
 }
 
 fn identify(cns: u8, nsid: u32) -> Sqe {
