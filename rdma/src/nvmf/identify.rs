@@ -200,6 +200,8 @@ pub enum Unusable {
     BlockSize(u8),
     /// Blocks carry metadata.
     Metadata(u16),
+    /// So many blocks that no 64-bit number counts their bytes.
+    TooLarge(u64),
 }
 
 impl Namespace {
@@ -233,10 +235,14 @@ impl Namespace {
         if shift != 9 && shift != 12 {
             return Err(Unusable::BlockSize(shift));
         }
+        let block_bytes = 1 << shift;
+        if blocks.checked_mul(u64::from(block_bytes)).is_none() {
+            return Err(Unusable::TooLarge(blocks));
+        }
         let mut nguid = [0; 16];
         nguid.copy_from_slice(&page[104..120]);
         Ok(Namespace {
-            block_bytes: 1 << shift,
+            block_bytes,
             blocks,
             read_only: page[99] & 1 != 0,
             identity: Identity { nguid, uuid: [0; 16] },
@@ -370,6 +376,23 @@ mod tests {
         assert_eq!(Namespace::parse(&page), Err(Unusable::BlockSize(0)));
         page[128 + 49 * 4] = 8;
         assert_eq!(Namespace::parse(&page), Err(Unusable::Metadata(8)));
+    }
+
+    #[test]
+    fn a_size_that_no_number_of_bytes_counts_is_refused() {
+        for block_bytes in [512_u32, 4096] {
+            let most = u64::MAX / u64::from(block_bytes);
+            let size = |blocks| {
+                let namespace =
+                    Namespace { block_bytes, blocks, read_only: false, identity: IDENTITY };
+                let mut page = [0; IDENTIFY_BYTES];
+                namespace.emit(&mut page);
+                Namespace::parse(&page).map(|namespace| namespace.blocks)
+            };
+            assert_eq!(size(most), Ok(most));
+            assert_eq!(size(most + 1), Err(Unusable::TooLarge(most + 1)));
+            assert_eq!(size(u64::MAX), Err(Unusable::TooLarge(u64::MAX)));
+        }
     }
 
     #[test]

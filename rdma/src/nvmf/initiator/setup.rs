@@ -70,6 +70,9 @@ fn unusable(reason: &Unusable) -> String {
         Unusable::Metadata(bytes) => {
             format!("carries {bytes} bytes of metadata per block; only 0 is supported")
         }
+        Unusable::TooLarge(blocks) => {
+            format!("says that it has {blocks} blocks, whose bytes no 64-bit number counts")
+        }
     }
 }
 
