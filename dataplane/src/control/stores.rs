@@ -455,8 +455,10 @@ impl Stores {
 }
 
 impl Drop for Stores {
-    /// As for everything that is sent away.
+    /// As for everything that is sent away. Hosts find nobody from now on: their connections end
+    /// when the I/O of a volume is aborted, or with the worker, and they hold their I/O.
     fn drop(&mut self) {
+        self.exports.clear();
         stop_rings(&mut self.disks);
         self.volumes.iter().filter_map(|it| it.connector.as_ref()).for_each(|it| it.stop());
         self.disks.clear();

@@ -1,10 +1,11 @@
-//! An export that is made anew over a medium that still works on what the one before was told.
+//! Exports of a medium that takes its time: made anew while it still works on what the one before
+//! was told, and stopped under their hosts.
 
 use crate::hosts::exchange;
 use crate::server::{NQN, PATIENCE, identity, until};
 use outboard::clock::now_ns;
 use outboard::control::listen::Listener;
-use outboard::volume::export::{Export, ExportConfig, ExportCounters};
+use outboard::volume::export::{End, Export, ExportConfig, ExportCounters};
 use outboard::volume::remote::RemoteControl;
 use outboard::volume::{Geometry, Remote, Status, Volume};
 use outboard::worker::{Storage, User, VolumeSlot};
@@ -13,7 +14,7 @@ use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::fence::Life;
 use outboard_rdma::nvmf::initiator::{Association, AssociationError, Next, Queue, Request, Wish};
 use outboard_rdma::nvmf::{Digests, Nqn, Op, Piece};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
@@ -126,17 +127,21 @@ impl Host {
     }
 }
 
-#[test]
-fn a_fence_waits_for_what_the_export_before_still_runs() {
-    let mut room = Room::new();
-    let (counters, listener) = room.export(0);
-    let (mut queue, mut io, _admin) = Host::new(listener.address(), 1).connect(&mut room);
+fn begin_flush(mut queue: Queue, io: &mut TcpStream) {
     queue.submit(&Request { op: Op::Flush, lba: 0, blocks: 0, bytes: 0 }).unwrap();
     let pieces = queue.pieces().map(|piece| match piece {
         Piece::Bytes(bytes) => bytes.to_vec(),
         Piece::Data { .. } => panic!("a flush has no data"),
     });
     io.write_all(&pieces.collect::<Vec<_>>().concat()).unwrap();
+}
+
+#[test]
+fn a_fence_waits_for_what_the_export_before_still_runs() {
+    let mut room = Room::new();
+    let (counters, listener) = room.export(0);
+    let (queue, mut io, _admin) = Host::new(listener.address(), 1).connect(&mut room);
+    begin_flush(queue, &mut io);
     until("the medium has it", || {
         room.turn();
         counters.in_flight.get() == 1
@@ -195,5 +200,25 @@ fn after_a_start_of_its_machine_a_host_follows_and_the_one_before_is_of_the_past
     };
     assert_eq!(error, AssociationError::Stale);
     drop((first, second));
+    assert!(room.storage.close(&mut room.free));
+}
+
+#[test]
+fn a_host_of_a_volume_that_stops_loses_its_connection_and_is_not_answered() {
+    let mut room = Room::new();
+    let (counters, listener) = room.export(0);
+    let (queue, mut io, _admin) = Host::new(listener.address(), 1).connect(&mut room);
+    begin_flush(queue, &mut io);
+    until("the medium has it", || {
+        room.turn();
+        counters.in_flight.get() == 1
+    });
+    assert!(room.medium.end_all(Status::Aborted));
+    until("the connection has ended", || {
+        room.turn();
+        counters.ended(End::Stopped) == 1
+    });
+    io.set_nonblocking(false).unwrap();
+    assert_eq!(io.read(&mut [0; 64]).unwrap(), 0, "an answer");
     assert!(room.storage.close(&mut room.free));
 }

@@ -326,6 +326,11 @@ impl Export {
         let (index, slot) = (done.tag.slot / self.slots, done.tag.slot % self.slots);
         self.in_flight -= 1;
         self.counters.in_flight.set(self.in_flight.into());
+        if done.status == Status::Aborted && self.connections[usize::from(index)].is_open() {
+            // The volume stops, and whether the I/O takes effect is open. A host that is answered
+            // takes that for the end of it; one that loses its connection sends it again.
+            self.close(index, End::Stopped);
+        }
         let connection = &mut self.connections[usize::from(index)];
         let op = connection.work(slot).op;
         self.counters.count(op, done.status);
