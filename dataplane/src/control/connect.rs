@@ -12,7 +12,10 @@
 //! connection, as after a loss, and a target that has another size or unit is not used.
 //!
 //! A target that does not fence may still work on what an earlier process was sent: what changes
-//! the content waits `quiesce` after the first connection too.
+//! the content waits `quiesce` after the first connection too. The time runs from when the kernel
+//! can deliver nothing more: a connection that is given up is reset, and what it had not sent is
+//! dropped, by whichever way it ends (`association`). What the network itself still has is part of
+//! what `quiesce` is for.
 //!
 //! What notices that a target has gone: its closing of the connection; [`UNACKNOWLEDGED_MAX`]
 //! without an acknowledgement of its kernel; [`ANSWER_MAX`] without an answer to a keep-alive,
@@ -275,6 +278,7 @@ impl Remote {
         let prepare = |source| ConnectError::Prepare { address, source };
         let stop = Arc::new(EventFd::new().map_err(prepare)?);
         let patience = Patience::new(&stop);
+        // What a process before this one had not sent went with it.
         let begun = Instant::now();
         let first = match associate(&place, Expected::Anything, Epoch::NONE, &patience) {
             Ok(first) => Ok(first),

@@ -88,12 +88,23 @@ pub(super) struct Association {
 
 impl Association {
     /// From when on what changes the content may be sent, on the worker's clock: a target that
-    /// does not fence may work for `quiesce` on what it was sent before `since`.
+    /// does not fence may work for `quiesce` on what it was given before `since`.
     pub fn changes_from_ns(&self, quiesce: Duration, since: Instant) -> u64 {
         if self.epoch != Epoch::NONE {
             return 0;
         }
         now_ns() + quiesce.saturating_sub(since.elapsed()).as_nanos() as u64
+    }
+
+    /// Ends the I/O queue's connection, and returns since when nothing of it can be delivered any
+    /// more, but for what the network has already.
+    pub fn abort(self) -> Instant {
+        if let Err(error) = discard(&self.io) {
+            tracing::warn!("cannot reset a connection: {error}");
+            // Then the worker finds out so, and the last handle to go discards.
+            let _ = self.io.shutdown(std::net::Shutdown::Both);
+        }
+        Instant::now()
     }
 
     /// Takes what the target sends, and whether it has answered a keep-alive.
@@ -232,7 +243,16 @@ fn open(address: SocketAddr, patience: &Patience) -> Result<TcpStream, ConnectEr
     connect(address, patience).map_err(refused)
 }
 
-/// A connection that notices when its peer's kernel is gone.
+/// Resets a connection at once, whoever else has a handle of it: dissolving the association of a
+/// TCP socket makes Linux drop what was not sent (tcp(7), connect(2) with AF_UNSPEC). A shutdown
+/// would leave the kernel to deliver it, for as long as the peer takes some of it now and then.
+fn discard(socket: &TcpStream) -> io::Result<()> {
+    Ok(net::connect_unspec(socket)?)
+}
+
+/// A connection that notices when its peer's kernel is gone, and that ends as [`discard`] does it
+/// when its last handle goes (socket(7), SO_LINGER of 0), as when the process dies: a later one,
+/// of whatever kind, must not meet its bytes.
 fn connect(address: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -248,6 +268,7 @@ fn connect(address: SocketAddr, patience: &Patience) -> io::Result<TcpStream> {
     socket.set_nonblocking(false)?;
     socket.set_write_timeout(Some(CONNECT_TIMEOUT))?;
     socket.set_nodelay(true)?;
+    sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
     sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MAX.as_millis() as u32)?;
     sockopt::set_tcp_keepidle(&socket, UNACKNOWLEDGED_MAX / 2)?;
     sockopt::set_tcp_keepintvl(&socket, UNACKNOWLEDGED_MAX / 8)?;
@@ -302,4 +323,61 @@ fn read_once(socket: &mut TcpStream, queue: &mut Queue) -> io::Result<()> {
 
 fn broken(fault: Fault) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("protocol violation: {}", fault.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// A peer that reads nothing yet, and a connection to it that takes no more: how much it took.
+    fn clogged() -> (TcpStream, TcpStream, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        sockopt::set_socket_recv_buffer_size(&listener, 8192).unwrap();
+        let stop = std::sync::Arc::new(EventFd::new().unwrap());
+        let address = listener.local_addr().unwrap();
+        let mut ours = connect(address, &Patience::new(&stop)).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = ours.write(&[7; 65536]) {
+            sent += count;
+        }
+        (peer, ours, sent)
+    }
+
+    /// Reads to the end, which must be a reset.
+    fn read_to_reset(mut peer: TcpStream) -> usize {
+        let (mut bytes, mut got) = ([0; 65536], 0);
+        loop {
+            match peer.read(&mut bytes) {
+                Ok(0) => panic!("an orderly end, after {got} bytes"),
+                Ok(count) => got += count,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                    return got;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_given_up_delivers_nothing_more() {
+        let (peer, ours, sent) = clogged();
+        let workers = ours.try_clone().unwrap();
+        discard(&ours).unwrap();
+        assert!(read_to_reset(peer) < sent, "the kernel went on with it");
+        // The worker finds out.
+        assert!((&workers).write(&[7]).is_err());
+        let outcome = (&workers).read(&mut [0]);
+        let is_waiting = outcome.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        assert!(!is_waiting, "it waits for what never comes");
+    }
+
+    #[test]
+    fn nor_does_one_whose_process_ends() {
+        let (peer, ours, sent) = clogged();
+        drop(ours);
+        assert!(read_to_reset(peer) < sent, "the kernel went on with it");
+    }
 }

@@ -9,7 +9,6 @@ use outboard_rdma::nvmf::identify::Namespace;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use std::io::{self, ErrorKind};
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,7 +46,7 @@ impl Keeper {
     /// Keeps the volume connected until it is told to stop; then ends its I/O.
     pub fn run(mut self, first: Option<Association>) {
         let Place { address, nqn, .. } = self.place;
-        let mut association = first.or_else(|| self.reconnect());
+        let mut association = first.or_else(|| self.reconnect(Instant::now()));
         while let Some(mut current) = association {
             tracing::info!("connected to {address}, subsystem {nqn}");
             self.counters.fences.add(u64::from(current.epoch != Epoch::NONE));
@@ -60,11 +59,10 @@ impl Keeper {
                 Ended::Admin(why) => why,
             };
             // If the worker has not found out yet, it does now, and gives the link back.
-            let _ = current.io.shutdown(Shutdown::Both);
-            drop(current);
+            let lost = current.abort();
             tracing::warn!("lost {address}, subsystem {nqn}: {why}");
             self.say(format!("lost the connection: {why}"));
-            association = self.reconnect();
+            association = self.reconnect(lost);
         }
         self.end();
     }
@@ -116,9 +114,9 @@ impl Keeper {
         }
     }
 
-    /// Connects again, however long it takes; `None`: there is nothing more to do.
-    fn reconnect(&mut self) -> Option<Association> {
-        let lost = Instant::now();
+    /// Connects again, however long it takes; `None`: there is nothing more to do. Since `lost`
+    /// nothing of the past can be delivered.
+    fn reconnect(&mut self, lost: Instant) -> Option<Association> {
         let mut pause = Duration::ZERO;
         let mut told = String::new();
         loop {
