@@ -165,21 +165,14 @@ impl Difference {
         self.refusals.append(&mut refusals);
     }
 
-    /// A file carries one volume that writes at a time, and a target one volume of a name.
+    /// A file carries one volume that writes at a time, and a target one volume of a name. One of
+    /// another name is another user there, whose first I/O waits for none of the old one's.
     fn refuse_files(&mut self, old: &Plan, new: &Plan) {
         let leaving: Vec<_> =
             old.volumes.iter().filter(|volume| self.ends(Kind::Volume, &volume.name)).collect();
         let mut refusals = Vec::new();
         for volume in new.volumes.iter().filter(|it| self.begins(Kind::Volume, &it.name)) {
-            if let Some(nqn) = subsystem(volume)
-                && leaving.iter().any(|it| it.name == volume.name && subsystem(it) == Some(nqn))
-            {
-                refusals.push(format!(
-                    "volume \"{}\" cannot be connected to {nqn} anew without ending the I/O of the \
-                     one that is there; remove it by one apply, and add it by a second one",
-                    volume.name
-                ));
-            }
+            refusals.extend(leaving.iter().find_map(|held| late(volume, held)));
             let Some(path) = file(volume) else { continue };
             let clashes =
                 |old: &&&Volume| file(old) == Some(path) && !(old.read_only && volume.read_only);
@@ -203,11 +196,35 @@ fn file(volume: &Volume) -> Option<&std::path::Path> {
     }
 }
 
-fn subsystem(volume: &Volume) -> Option<&str> {
+/// The subsystem and namespace of a remote volume.
+fn target(volume: &Volume) -> Option<(&str, u32)> {
     match &volume.backing {
-        Backing::Remote { nqn, .. } => Some(nqn),
+        Backing::Remote { nqn, nsid, .. } => Some((nqn, *nsid)),
         _ => None,
     }
+}
+
+/// Why a remote volume cannot come while `held`, which leaves, may have I/O in flight; `None`: it
+/// can.
+fn late(volume: &Volume, held: &Volume) -> Option<String> {
+    let ((nqn, nsid), (held_nqn, held_nsid)) = (target(volume)?, target(held)?);
+    if nqn != held_nqn {
+        return None;
+    }
+    let name = &volume.name;
+    if held.name == *name {
+        return Some(format!(
+            "volume \"{name}\" cannot be connected to {nqn} anew without ending the I/O of the one \
+             that is there; remove it by one apply, and add it by a second one"
+        ));
+    }
+    (nsid == held_nsid).then(|| {
+        format!(
+            "volume \"{name}\" cannot be connected to {nqn}, namespace {nsid}, while \"{}\" may \
+             have I/O in flight there; remove that by one apply, and add this by a second one",
+            held.name
+        )
+    })
 }
 
 /// What is done to an object with these settings before and after.

@@ -44,6 +44,11 @@ pub enum StoreError {
          set `block_bytes = {found}` in that [[volume]]"
     )]
     BlockSize { name: String, configured: u32, found: u32 },
+    #[error(
+        "volume `{name}`: {held}, which leaves, still has I/O in flight at the same target; apply \
+         it again when that has left"
+    )]
+    Leaving { name: String, held: String },
     #[error("disk `{name}`: {source}")]
     Disk { name: String, source: VhostError },
     #[error(
@@ -68,6 +73,8 @@ pub struct OpenVolume {
     pub geometry: Geometry,
     /// What keeps it connected, if it is remote.
     pub connector: Option<Arc<Connector>>,
+    /// Where it is, if it is remote: subsystem and namespace.
+    target: Option<(String, u32)>,
     /// What makes this content another one than that of a volume of the same name before or
     /// after; 0 where the content persists.
     life: u64,
@@ -98,6 +105,8 @@ struct Leaving {
     /// `None`: the volume itself.
     owner: Option<u16>,
     claimed_frames: u32,
+    /// Of a remote volume.
+    target: Option<(String, u32)>,
     /// I/O in flight may need it to end.
     _connector: Option<Arc<Connector>>,
 }
@@ -191,6 +200,12 @@ impl Stores {
         wanted: &plan::Volume,
         new: &mut NewStores,
     ) -> Result<(), StoreError> {
+        let target = target(&wanted.backing);
+        let held = self.leaving.iter().find(|it| target.is_some() && it.target == target);
+        if let Some(held) = held {
+            let (name, held) = (wanted.name.clone(), held.what.clone());
+            return Err(StoreError::Leaving { name, held });
+        }
         let (volume, connector) = open(host, wanted)?;
         if let (Volume::File(file), Backing::File { path, .. }) = (&volume, &wanted.backing)
             && file.made()
@@ -205,6 +220,7 @@ impl Stores {
             worker: wanted.worker,
             geometry: volume.geometry(),
             connector: connector.map(Arc::new),
+            target,
             life: if persists { 0 } else { RandomState::new().hash_one(self.volumes_made) },
         };
         let slot = Box::new(VolumeSlot::new(open.number, volume));
@@ -419,6 +435,7 @@ impl Stores {
                 volume: volume.number,
                 owner: None,
                 claimed_frames: 0,
+                target: volume.target,
                 _connector: volume.connector,
             });
             workers.tell(volume.worker, Message::RemoveVolume(volume.number));
@@ -477,7 +494,7 @@ fn stop_rings(disks: &mut [OpenDisk]) {
 
 impl Leaving {
     fn user(what: String, volume: u32, owner: u16, claimed_frames: u32) -> Leaving {
-        Leaving { what, volume, owner: Some(owner), claimed_frames, _connector: None }
+        Leaving { what, volume, owner: Some(owner), claimed_frames, target: None, _connector: None }
     }
 }
 
@@ -559,6 +576,13 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
             let remote = if read_only { remote.read_only() } else { remote };
             Ok((Volume::Remote(remote), Some(connector)))
         }
+    }
+}
+
+fn target(backing: &Backing) -> Option<(String, u32)> {
+    match backing {
+        Backing::Remote { nqn, nsid, .. } => Some((nqn.clone(), *nsid)),
+        Backing::Mem { .. } | Backing::File { .. } => None,
     }
 }
 

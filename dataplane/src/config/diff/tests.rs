@@ -147,6 +147,9 @@ fn what_two_may_not_have_at_once_is_refused_by_name() {
     let refusals = Difference::between(&far("far", 1), &far("far", 2)).refusals;
     assert!(refusals[0].contains("\"far\" cannot be connected to nqn"), "{refusals:?}");
     assert!(Difference::between(&far("far", 1), &far("near", 2)).refusals.is_empty());
+    let refusals = Difference::between(&far("far", 1), &far("near", 1)).refusals;
+    let words = "\"near\" cannot be connected to nqn.2025-01.org.example:far, namespace 1, while";
+    assert!(refusals[0].contains(words) && refusals[0].contains("\"far\""), "{refusals:?}");
     assert!(with("'ob-web'", "'ob-www'").refusals.is_empty());
     assert!(with("/data.img", "/base.img").refusals.is_empty());
 }
