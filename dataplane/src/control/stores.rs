@@ -76,8 +76,8 @@ pub struct OpenVolume {
     /// Where it is, if it is remote: subsystem and namespace.
     target: Option<(String, u32)>,
     /// What makes this content another one than that of a volume of the same name before or
-    /// after; 0 where the content persists.
-    life: u64,
+    /// after; 0 where nothing tells.
+    medium: u64,
 }
 
 /// A disk or an export as control knows it.
@@ -213,7 +213,11 @@ impl Stores {
             new.made.0.push(path.clone());
         }
         self.volumes_made += 1;
-        let persists = !matches!(wanted.backing, Backing::Mem { .. });
+        let medium = match &volume {
+            Volume::Mem(_) => RandomState::new().hash_one(self.volumes_made),
+            Volume::File(file) if !file.medium().is_empty() => stable_hash(0, file.medium()),
+            Volume::File(_) | Volume::Remote(_) => 0,
+        };
         let open = OpenVolume {
             name: wanted.name.clone(),
             number: self.volumes_made,
@@ -221,7 +225,7 @@ impl Stores {
             geometry: volume.geometry(),
             connector: connector.map(Arc::new),
             target,
-            life: if persists { 0 } else { RandomState::new().hash_one(self.volumes_made) },
+            medium,
         };
         let slot = Box::new(VolumeSlot::new(open.number, volume));
         new.volumes.push((open, slot));
@@ -305,7 +309,7 @@ impl Stores {
         let config = ExportConfig {
             nqn: export.nqn.clone(),
             serial: name(),
-            identity: identity(volume.life, &export.nqn),
+            identity: identity(volume.medium, &export.nqn),
             owner: self.free_place(volume, new),
             connections: EXPORT_CONNECTIONS,
             shared_frames: SHARED_FRAMES,
@@ -498,13 +502,13 @@ impl Leaving {
     }
 }
 
-/// What names a volume's content to hosts: the same at every start for media that persist (`life`
-/// is 0), new with each life of memory, so that no host takes an empty volume for the one that it
-/// knew.
-fn identity(life: u64, nqn: &str) -> Identity {
+/// What names a volume's content to hosts: the same at every start for the same `medium`, new with
+/// each life of memory, so that no host takes an empty volume, or a file that was made anew, for
+/// the one that it knew. A remote volume's is that of its name alone.
+fn identity(medium: u64, nqn: &str) -> Identity {
     let mut uuid = [0; 16];
     for (half, bytes) in uuid.chunks_mut(8).enumerate() {
-        bytes.copy_from_slice(&stable_hash(half as u64 ^ life, nqn).to_be_bytes());
+        bytes.copy_from_slice(&stable_hash(half as u64 ^ medium, nqn).to_be_bytes());
     }
     // Version 8, variant 1: made in a way of our own (RFC 9562, section 5.8).
     uuid[6] = uuid[6] & 0x0f | 0x80;
@@ -539,6 +543,14 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
         Backing::File { path, create_bytes } => {
             let file = File::open(path, block_bytes, read_only, *create_bytes)
                 .map_err(|error| opened(error.into()))?;
+            if file.medium().is_empty() {
+                tracing::warn!(
+                    "volume {}: nothing tells {} from another device in its place; hosts will take \
+                     that for this one",
+                    wanted.name,
+                    path.display()
+                );
+            }
             if !file.direct() {
                 tracing::warn!(
                     "volume {}: the file system of {} has no direct I/O; reads and writes go \

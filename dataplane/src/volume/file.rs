@@ -13,6 +13,7 @@
 //! keeps the space (ZERO_RANGE); where that cannot be done it writes zeros. A compare reads into
 //! the bounce buffer.
 
+mod medium;
 mod open;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub struct File {
     geometry: Geometry,
     direct: Option<Alignment>,
     made: bool,
+    medium: String,
     ring: FileRing,
     slots: Box<[Slot]>,
     free: Vec<u16>,
@@ -141,6 +143,7 @@ impl File {
             geometry: opened.geometry,
             direct: opened.direct,
             made: opened.made,
+            medium: opened.medium,
             ring,
             slots: (0..DEPTH).map(slot).collect(),
             free: (0..DEPTH as u16).rev().collect(),
@@ -161,6 +164,12 @@ impl File {
     /// Whether opening it made the file.
     pub fn made(&self) -> bool {
         self.made
+    }
+
+    /// What tells this medium from another one at the same path, now or later: the same each time
+    /// that it is opened. Empty: nothing tells.
+    pub fn medium(&self) -> &str {
+        &self.medium
     }
 
     /// What is counted, to read from another thread.

@@ -4,6 +4,7 @@
 //! comes from statx(STATX_DIOALIGN) (Linux 6.1), for block devices also from ioctl(BLKSSZGET); a
 //! file system that tells neither is asked by reading one block.
 
+use super::medium;
 use crate::clock::now_ns;
 use crate::volume::Geometry;
 use outboard_dma::Pages;
@@ -117,6 +118,8 @@ pub(super) struct Opened {
     pub direct: Option<Alignment>,
     /// Whether it was made just now.
     pub made: bool,
+    /// What tells it from another medium; empty: nothing does.
+    pub medium: String,
 }
 
 /// What direct I/O demands, in bytes; powers of two.
@@ -206,7 +209,9 @@ fn open_made(path: &Path, block_bytes: u32, read_only: bool) -> Result<Opened, F
         None => buffered(&file).map_err(open_error)?,
     }
     let blocks = bytes / u64::from(block_bytes);
-    Ok(Opened { file, geometry: Geometry { block_bytes, blocks, read_only }, direct, made: false })
+    let geometry = Geometry { block_bytes, blocks, read_only };
+    let medium = medium::name(&file, kind).map_err(open_error)?;
+    Ok(Opened { file, geometry, direct, made: false, medium })
 }
 
 /// The living process that holds a lock on this file (`man 5 proc_locks`); `None`: it has ended,
