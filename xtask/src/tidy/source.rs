@@ -126,7 +126,11 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), Error> {
         let entry = entry.map_err(Error::file("list", dir))?;
         let kind = entry.file_type().map_err(Error::file("look at", entry.path()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+        // In a linked worktree `.git` is a file.
+        if SKIPPED.contains(&name.as_str()) {
+            continue;
+        }
+        if kind.is_dir() {
             walk(&entry.path(), files)?;
         } else if kind.is_file() && name != "Cargo.lock" {
             files.push(entry.path());
