@@ -96,6 +96,7 @@ fn neither_end_allocates() {
         connections: 4,
         shared_frames: 64,
         first_epoch: 1,
+        boot: [1; 16],
     };
     let region = Region::new(config.frames() + (SLOTS * FRAMES) as u32).unwrap();
     let mut exports = region.carve(config.frames()).unwrap();

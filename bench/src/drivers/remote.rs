@@ -87,6 +87,7 @@ mod tests {
                 connections: 4,
                 shared_frames: 64,
                 first_epoch: 1,
+                boot: [1; 16],
             };
             let frames = config.frames();
             let mut free = Region::new(frames).unwrap().carve(frames).unwrap();

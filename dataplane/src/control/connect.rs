@@ -31,7 +31,7 @@ use crate::volume::{BlockDevice, Dones, Geometry};
 use association::{Epoch, Expected, Patience, associate};
 use keeper::Keeper;
 use outboard_dma::EventFd;
-use outboard_rdma::nvmf::fence::Life;
+use outboard_rdma::nvmf::fence::{Boot, Life};
 use outboard_rdma::nvmf::identify::Namespace;
 use outboard_rdma::nvmf::initiator::SetupError;
 use outboard_rdma::nvmf::{Digests, Nqn, StatusCode};
@@ -336,6 +336,11 @@ fn boot_id() -> Option<u128> {
     uuid_in("/proc/sys/kernel/random/boot_id")
 }
 
+/// The same, as an export tells it to its hosts.
+pub(super) fn boot() -> Boot {
+    boot_id().map_or(Boot::default(), u128::to_be_bytes)
+}
+
 /// The UUID that a file of the system has.
 fn uuid_in(path: &str) -> Option<u128> {
     let text = std::fs::read_to_string(path).ok()?;
@@ -459,6 +464,7 @@ mod tests {
             connections: 2,
             shared_frames: 64,
             first_epoch: 1,
+            boot: boot(),
         };
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
         let (export, door) = Export::new(&config, volume.geometry(), &mut free).unwrap();

@@ -2,7 +2,7 @@
 //! to other hosts. They come in two steps: everything that can fail is made aside, and only then
 //! workers are told. They leave over a while: their I/O ends first.
 
-use super::connect::{ConnectError, Connector, Wanted, wall_clock_ns};
+use super::connect::{ConnectError, Connector, Wanted, boot, wall_clock_ns};
 use super::listen::{ListenError, Listener};
 use super::vhost::{VhostError, VhostServer};
 use super::workers::Workers;
@@ -314,6 +314,7 @@ impl Stores {
             connections: EXPORT_CONNECTIONS,
             shared_frames: SHARED_FRAMES,
             first_epoch: wall_clock_ns(),
+            boot: boot(),
         };
         let held = self.exports.iter().find(|it| {
             difference.ends(Kind::Export, &it.name) && it.server.address() == export.listen
@@ -640,6 +641,7 @@ mod tests {
             connections: EXPORT_CONNECTIONS,
             shared_frames: SHARED_FRAMES,
             first_epoch: 1,
+            boot: boot(),
         };
         assert_eq!(config.frames(), EXPORT_FRAMES);
     }

@@ -136,6 +136,9 @@ pub enum Status {
     MediumReplaced,
     /// It belongs to an epoch of the past.
     Stale,
+    /// A flush: the target's machine has started again, and changes that had ended well and were
+    /// not flushed may be lost.
+    WritesLost,
 }
 
 impl Status {
@@ -155,6 +158,7 @@ impl Status {
         Status::Miscompare,
         Status::MediumReplaced,
         Status::Stale,
+        Status::WritesLost,
     ];
 
     /// The name in counters and JSON.
@@ -174,6 +178,7 @@ impl Status {
             Status::Miscompare => "miscompare",
             Status::MediumReplaced => "medium_replaced",
             Status::Stale => "stale",
+            Status::WritesLost => "writes_lost",
         }
     }
 }

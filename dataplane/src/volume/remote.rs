@@ -9,6 +9,7 @@
 //! buffer that one receive call fills; what is not there yet is received straight into place. With
 //! data digests everything is copied once, in both directions, and the digest is of the copy.
 
+mod cache;
 mod link;
 mod recovery;
 
@@ -16,6 +17,7 @@ pub use link::{Link, LossReason, Lost, RemoteControl, RemoteCounters};
 
 use super::{BlockDevice, Done, Dones, Full, Geometry, Io, Marks, Op, Status, Tag};
 use crate::clock;
+use cache::Cache;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use link::Word;
 use outboard_dma::socket::{self, Gather, Scatter};
@@ -61,6 +63,8 @@ struct Parent {
     issued: u64,
     /// Commands in flight.
     commands: u16,
+    /// Of a flush: what of the target's cache it covers.
+    covers: u64,
     status: Status,
     marks: Marks,
 }
@@ -77,6 +81,7 @@ impl Parent {
         bytes: 0,
         issued: 0,
         commands: 0,
+        covers: 0,
         status: Status::Ok,
         marks: Marks { told_ns: 0, answered_ns: 0 },
     };
@@ -123,6 +128,7 @@ pub struct Remote {
     patience_ns: u64,
     /// Without a connection: what I/O ends as at once, instead of waiting.
     fate: Option<Status>,
+    cache: Cache,
     ended: VecDeque<Done>,
     staging: Box<[u8]>,
     /// When the turn began.
@@ -181,6 +187,7 @@ impl Remote {
             lost_ns: None,
             patience_ns: patience.as_nanos() as u64,
             fate: None,
+            cache: Cache::new(),
             ended: VecDeque::with_capacity(usize::from(DEPTH)),
             staging: vec![0; STAGING_BYTES].into(),
             now_ns: 0,
@@ -437,6 +444,9 @@ impl BlockDevice for Remote {
             Err(status) => Some(status),
             Ok(()) if self.link.is_none() && self.fate.is_some() => self.fate,
             Ok(()) if io.op != Op::Flush && bytes == 0 => Some(Status::Ok),
+            Ok(()) if io.op == Op::Flush && self.cache.must_tell(io.tag.owner) => {
+                Some(Status::WritesLost)
+            }
             Ok(()) if io.op == Op::Flush && planted!("volume-flush-not-sent") => Some(Status::Ok),
             Ok(()) => None,
         };
@@ -459,6 +469,7 @@ impl BlockDevice for Remote {
         }
         (parent.bytes, parent.issued, parent.commands) = (bytes, 0, 0);
         (parent.status, parent.marks) = (Status::Ok, Marks::default());
+        parent.covers = self.cache.now();
         if self.holds_changes_until_ns.is_some() && io.op.is_change() {
             self.held.push_back(index);
         } else {
@@ -482,7 +493,12 @@ impl BlockDevice for Remote {
             self.lose_patience(now_ns);
         }
         let count = done.remaining_capacity().min(self.ended.len());
-        done.extend(self.ended.drain(..count));
+        for ended in self.ended.drain(..count) {
+            if ended.status == Status::WritesLost {
+                self.cache.tell(ended.tag.owner);
+            }
+            done.push(ended);
+        }
         self.counters.in_flight.set(u64::from(self.in_flight()));
     }
 

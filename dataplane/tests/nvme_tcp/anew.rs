@@ -2,7 +2,7 @@
 //! was told, and stopped under their hosts.
 
 use crate::hosts::exchange;
-use crate::server::{NQN, PATIENCE, identity, until};
+use crate::server::{BOOT, NQN, PATIENCE, identity, until};
 use outboard::clock::now_ns;
 use outboard::control::listen::Listener;
 use outboard::volume::export::{End, Export, ExportConfig, ExportCounters};
@@ -48,6 +48,7 @@ impl Room {
             connections: 8,
             shared_frames: 64,
             first_epoch: 1 + u64::from(owner) * 1000,
+            boot: BOOT,
         };
         let (export, door) = Export::new(&config, GEOMETRY, &mut self.free).unwrap();
         let counters = export.counters();

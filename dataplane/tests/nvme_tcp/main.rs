@@ -166,6 +166,69 @@ fn io_in_flight_survives_a_target_that_restarts() {
 }
 
 #[test]
+fn a_flush_fails_when_the_target_lost_its_power_with_writes_unflushed() {
+    for (flushes_before, is_lost) in [(true, false), (false, true)] {
+        let server = Server::new();
+        let address = server.address();
+        let mut client = Client::new(address);
+        client.check(5, 77);
+        if flushes_before {
+            assert_eq!(client.run(Op::Flush, 0, &[]), Status::Ok);
+        }
+        // Only another process.
+        drop(server);
+        let server = Server::start(address, identity(1));
+        until_connected(&mut client);
+        assert_eq!(client.connector.counters().cache_losses.get(), 0);
+        drop(server);
+        until("the loss is told", || {
+            client.remote.reap(now_ns(), &mut Dones::new());
+            client.connector.state() != "ready"
+        });
+        // In line, and with it what it is to cover.
+        client.submit(1, Op::Flush, 0, &[]);
+        let _server = Server::after_a_power_cut(address, identity(1));
+        let expected = if is_lost { Status::WritesLost } else { Status::Ok };
+        assert_eq!(client.reap()[0].status, expected);
+        assert_eq!(client.connector.counters().cache_losses.get(), u64::from(is_lost));
+        // It was told, and goes on with what is there.
+        client.check(5, 78);
+        assert_eq!(client.run(Op::Flush, 0, &[]), Status::Ok);
+    }
+}
+
+#[test]
+fn every_user_of_a_volume_is_told_of_what_is_lost() {
+    let server = Server::new();
+    let address = server.address();
+    let mut client = Client::new(address);
+    client.check(5, 77);
+    drop(server);
+    let _server = Server::after_a_power_cut(address, identity(1));
+    until("its cache is found lost", || {
+        client.remote.reap(now_ns(), &mut Dones::new());
+        client.connector.counters().cache_losses.get() == 1
+    });
+    let mut flush = |owner, slots: u16| {
+        for slot in 0..slots {
+            let tag = Tag { owner, slot };
+            let io = Io { tag, op: Op::Flush, offset_bytes: 0, range_bytes: 0, segments: &[] };
+            client.remote.submit(now_ns(), &io).unwrap();
+        }
+        let mut ended = Vec::new();
+        while ended.len() < usize::from(slots) {
+            ended.extend(client.reap().iter().map(|done| done.status));
+        }
+        ended
+    };
+    // All that began before the first of them was handed back.
+    assert_eq!(flush(9, 3), [Status::WritesLost; 3]);
+    assert_eq!(flush(9, 1), [Status::Ok]);
+    assert_eq!(flush(4, 1), [Status::WritesLost]);
+    assert_eq!(flush(4, 1), [Status::Ok]);
+}
+
+#[test]
 fn io_waits_for_a_lost_target_no_longer_than_it_may() {
     for (patience, in_flight) in [(Duration::ZERO, 100), (Duration::from_millis(300), DEPTH)] {
         let server = Server::new();

@@ -6,6 +6,7 @@ use outboard::control::listen::Listener;
 use outboard::volume::export::{Export, ExportConfig, ExportCounters};
 use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag};
 use outboard_dma::{FreeList, PollList, Region, Segment};
+use outboard_rdma::nvmf::fence::Boot;
 use outboard_rdma::nvmf::identify::Identity;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub const NQN: &str = "nqn.2025-01.io.outboard:test";
 pub const BLOCKS: u64 = 2048;
+pub const BOOT: Boot = [1; 16];
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A worker that serves one memory volume, on a thread.
@@ -31,7 +33,7 @@ pub fn identity(byte: u8) -> Identity {
     Identity { nguid: [byte; 16], uuid: [0; 16] }
 }
 
-fn config(connections: u16, identity: Identity) -> ExportConfig {
+fn config(connections: u16, identity: Identity, boot: Boot) -> ExportConfig {
     ExportConfig {
         nqn: NQN.into(),
         serial: "1".into(),
@@ -40,23 +42,29 @@ fn config(connections: u16, identity: Identity) -> ExportConfig {
         connections,
         shared_frames: 64,
         first_epoch: 1,
+        boot,
     }
 }
 
 impl Server {
     pub fn start(address: SocketAddr, identity: Identity) -> Server {
-        Server::run(address, identity, false)
+        Server::run(address, identity, BOOT, false)
+    }
+
+    /// The same, on a machine that has started again.
+    pub fn after_a_power_cut(address: SocketAddr, identity: Identity) -> Server {
+        Server::run(address, identity, [2; 16], false)
     }
 
     /// A worker that sleeps on the export's descriptor whenever a turn found nothing.
     pub fn sleepy() -> Server {
-        Server::run("127.0.0.1:0".parse().unwrap(), identity(1), true)
+        Server::run("127.0.0.1:0".parse().unwrap(), identity(1), BOOT, true)
     }
 
-    fn run(address: SocketAddr, identity: Identity, is_sleepy: bool) -> Server {
+    fn run(address: SocketAddr, identity: Identity, boot: Boot, is_sleepy: bool) -> Server {
         let geometry = Geometry { block_bytes: 512, blocks: BLOCKS, read_only: false };
         let mut mem = Mem::new(geometry, false).unwrap();
-        let config = config(32, identity);
+        let config = config(32, identity, boot);
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
         let (mut export, door) = Export::new(&config, mem.geometry(), &mut free).unwrap();
         assert_eq!(free.len(), 0);

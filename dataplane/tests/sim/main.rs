@@ -79,11 +79,13 @@ const FLOOR: &[&str] = &[
     "status.medium_replaced",
     "status.not_connected",
     "status.target",
+    "status.writes_lost",
     "target.cut_in_flight",
     "target.errors",
     "target.fences",
     "target.lost_sectors",
     "target.power_cuts",
+    "volume.cache_losses",
     "volume.data_digest",
     "volume.reissued",
 ];

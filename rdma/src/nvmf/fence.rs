@@ -37,7 +37,8 @@ use super::state::{LoadError, Reader, State, ensure, state_struct};
 
 /// Where Identify Controller data is the vendor's (Base 5.17.2.1).
 const ANNOUNCED_AT: usize = 3072;
-/// What stands there when the controller knows the command; its version follows.
+/// What stands there when the controller knows the command; its version follows, and behind 6 bytes
+/// of zeros what its machine drew when it started.
 const MAGIC: u64 = u64::from_le_bytes(*b"outboard");
 const VERSION: u16 = 2;
 
@@ -122,10 +123,27 @@ impl Fence {
     }
 }
 
-/// Says in Identify Controller data that the command is known.
-pub(crate) fn announce(page: &mut [u8]) {
+/// What a machine drew when it started: another one says that what it had not made durable before
+/// may be lost. Zeros: it does not tell.
+pub type Boot = [u8; 16];
+
+/// Where that is told.
+const BOOT_AT: usize = ANNOUNCED_AT + 16;
+
+/// Says in Identify Controller data that the command is known, and since when the machine runs.
+pub(crate) fn announce(page: &mut [u8], boot: &Boot) {
     put_u64(page, ANNOUNCED_AT, MAGIC);
     put_u16(page, ANNOUNCED_AT + 8, VERSION);
+    page[BOOT_AT..BOOT_AT + boot.len()].copy_from_slice(boot);
+}
+
+/// What [`announce`] said of the machine.
+pub(crate) fn boot(page: &[u8]) -> Boot {
+    let mut boot = Boot::default();
+    if is_announced(page) {
+        boot.copy_from_slice(&page[BOOT_AT..BOOT_AT + size_of::<Boot>()]);
+    }
+    boot
 }
 
 /// Whether Identify Controller data says that the command is known.

@@ -3,7 +3,7 @@
 
 use super::bytes::{put_text, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use super::fabrics::Nqn;
-use super::fence;
+use super::fence::{self, Boot};
 
 /// Bytes of every Identify data structure.
 pub const IDENTIFY_BYTES: usize = 4096;
@@ -77,6 +77,8 @@ pub struct Controller {
     pub commands: u16,
     /// Whether it knows the [`fence`] command.
     pub has_fence: bool,
+    /// What its machine drew when it started; zeros where it does not tell.
+    pub boot: Boot,
 }
 
 /// What one controller of a target says, beside constants.
@@ -90,6 +92,7 @@ pub(crate) struct Said<'a> {
     pub read_only: bool,
     /// A controller of the discovery subsystem, which has no namespace.
     pub is_discovery: bool,
+    pub boot: &'a Boot,
 }
 
 /// Offsets in the Identify Controller data (Base 5.17.2.1).
@@ -172,7 +175,7 @@ pub(crate) fn controller(page: &mut [u8], said: &Said) {
     put_u32(page, at::COMMAND_CAPSULE, (64 + IN_CAPSULE_BYTES) / 16);
     put_u32(page, at::RESPONSE_CAPSULE, 1);
     page[at::DATA_DESCRIPTORS] = 1;
-    fence::announce(page);
+    fence::announce(page, said.boot);
 }
 
 impl Controller {
@@ -187,6 +190,7 @@ impl Controller {
                 .saturating_mul(16)
                 .saturating_sub(64),
             has_fence: fence::is_announced(page),
+            boot: fence::boot(page),
         }
     }
 }
@@ -414,6 +418,7 @@ mod tests {
             max_commands: 128,
             read_only: false,
             is_discovery: false,
+            boot: &[6; 16],
         };
         let mut page = [0xff; IDENTIFY_BYTES];
         controller(&mut page, &said);
@@ -421,6 +426,9 @@ mod tests {
         assert_eq!((read.id, read.max_transfer, read.in_capsule_bytes), (9, 5, IN_CAPSULE_BYTES));
         assert_eq!(&page[4..12], b"0001    ");
         assert!(read.has_fence);
-        assert!(!Controller::parse(&[0; IDENTIFY_BYTES]).has_fence);
+        assert_eq!(read.boot, [6; 16]);
+        page[3072] ^= 1;
+        let foreign = Controller::parse(&page);
+        assert!(!foreign.has_fence && foreign.boot == [0; 16], "a vendor's own bytes");
     }
 }

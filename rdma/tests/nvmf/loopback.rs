@@ -45,7 +45,7 @@ pub fn io_config(found: &Found, queue: u16, depth: u16, in_capsule_bytes: u32) -
 
 #[test]
 fn the_set_up_finds_what_the_target_says() {
-    let mut subsystem = subsystem(BLOCKS, Limits::DEFAULT);
+    let mut subsystem = subsystem(BLOCKS, Limits::DEFAULT).with_boot([9; 16]);
     let (mut host, mut end) = (Host::new(admin_config()), Controller::new(128, 0));
     let found = set_up(&mut host, &mut end, &mut subsystem);
     let expected = Found {
@@ -56,6 +56,7 @@ fn the_set_up_finds_what_the_target_says() {
         commands: commands::COMPARE | commands::DATASET | commands::WRITE_ZEROES,
         namespace: namespace(BLOCKS),
         has_fence: true,
+        boot: [9; 16],
     };
     assert_eq!(found, expected);
     host.queue.control(Sqe::new(admin::KEEP_ALIVE, 0, 0), 0);

@@ -211,7 +211,8 @@ pub(super) fn associate(
     let second = io.try_clone().map_err(prepare)?;
     let max_transfer_bytes = found.max_transfer_bytes;
     let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
-    let link = Link { socket: io, queue, number, max_transfer_bytes, changes_from_ns: 0 };
+    let (boot, changes_from_ns) = (found.boot, 0);
+    let link = Link { socket: io, queue, number, max_transfer_bytes, changes_from_ns, boot };
     let epoch = Epoch(epoch);
     Ok((Association { socket, queue: admin, io: second, epoch, number }, link, found.namespace))
 }

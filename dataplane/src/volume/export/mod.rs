@@ -22,6 +22,7 @@ use arrayvec::ArrayVec;
 use connection::{Connection, Work};
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use outboard_dma::{EventFd, FreeList};
+use outboard_rdma::nvmf::fence::Boot;
 use outboard_rdma::nvmf::identify::{Identity, Namespace};
 use outboard_rdma::nvmf::target::{Limits, Subsystem};
 use outboard_rdma::nvmf::{Digests, Nqn, StatusCode, discovery};
@@ -73,6 +74,8 @@ pub struct ExportConfig {
     pub shared_frames: u32,
     /// The first epoch that hosts are given: higher than any that was given at an earlier start.
     pub first_epoch: u64,
+    /// What this machine drew when it started, told to hosts; zeros: not known.
+    pub boot: Boot,
 }
 
 impl ExportConfig {
@@ -216,7 +219,8 @@ impl Export {
             owner: config.owner,
             slots,
             subsystem: Subsystem::new(nqn, &config.serial, namespace, limits)
-                .with_first_epoch(config.first_epoch),
+                .with_first_epoch(config.first_epoch)
+                .with_boot(config.boot),
             connections,
             live: ArrayVec::new(),
             hot: ArrayVec::new(),
@@ -582,7 +586,8 @@ fn status_of(op: Op, status: Status) -> StatusCode {
         Status::Media if matches!(op, Op::Read | Op::Compare) => {
             StatusCode::READ_ERROR.do_not_retry()
         }
-        Status::Media => StatusCode::WRITE_FAULT.do_not_retry(),
+        // Of a flush, which would end well when tried again.
+        Status::Media | Status::WritesLost => StatusCode::WRITE_FAULT.do_not_retry(),
         Status::NoSpace => StatusCode::CAPACITY.do_not_retry(),
         Status::Miscompare => StatusCode::COMPARE_FAILURE.do_not_retry(),
         Status::ConnectionLost | Status::NotConnected | Status::Target => StatusCode::INTERNAL,

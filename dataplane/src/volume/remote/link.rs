@@ -5,6 +5,7 @@ use crate::volume::Status;
 use crossbeam::channel::{Receiver, Sender};
 use outboard_dma::EventFd;
 use outboard_rdma::nvmf::Fault;
+use outboard_rdma::nvmf::fence::Boot;
 use outboard_rdma::nvmf::initiator::Queue;
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -26,6 +27,8 @@ pub struct Link {
     /// From when on I/O that changes the content may be sent, on the worker's clock: a target
     /// that does not fence may still work on what it was sent before.
     pub changes_from_ns: u64,
+    /// What the target's machine drew when it started; zeros where it does not tell.
+    pub boot: Boot,
 }
 
 /// Why a connection was lost.
@@ -144,6 +147,9 @@ pub struct RemoteCounters {
     pub round_trip: Histogram,
     /// The longest time without a connection, in milliseconds.
     pub longest_outage_ms: Counter,
+    /// Times that the target's machine had started again and changes may be lost: nothing had
+    /// flushed them.
+    pub cache_losses: Counter,
     /// Connections made after the first. Control's.
     pub reconnects: Counter,
     /// Epochs that the target gave. Control's.
@@ -161,6 +167,7 @@ impl RemoteCounters {
             ("fences", self.fences.get()),
             ("reissued", self.reissued.get()),
             ("ended_by_loss", self.ended_by_loss.get()),
+            ("cache_losses", self.cache_losses.get()),
             ("data_digest", self.digest_errors.get()),
             ("stale_refusals", self.stale_refusals.get()),
             ("longest_outage_ms", self.longest_outage_ms.get()),

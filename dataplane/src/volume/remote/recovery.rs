@@ -9,7 +9,7 @@
 
 use super::link::{Link, LossReason, Lost, Word};
 use super::{ANY, Remote};
-use crate::volume::{Done, Status, Tag};
+use crate::volume::{Done, Op, Status, Tag};
 use rustix::event::epoll::{self, EventFlags};
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
@@ -60,11 +60,27 @@ impl Remote {
         if self.holds_changes_until_ns.is_some() {
             self.hold_changes();
         }
+        if self.cache.meet(link.boot) {
+            self.counters.cache_losses.add(1);
+            self.fail_flushes();
+        }
         for parent in self.parents.iter().filter(|parent| parent.is_active && parent.was_sent) {
             debug_assert!(parent.issued == 0 && parent.commands == 0);
             self.counters.reissued.add(1);
         }
         self.link = Some(link);
+    }
+
+    /// Ends the flushes in line: what they were to cover is lost.
+    fn fail_flushes(&mut self) {
+        for _ in 0..self.backlog.len() {
+            let Some(index) = self.backlog.pop_front() else { return };
+            if self.parents[usize::from(index)].op == Op::Flush {
+                self.end(index, Status::WritesLost);
+            } else {
+                self.backlog.push_back(index);
+            }
+        }
     }
 
     /// Takes what changes the content out of the line.
@@ -156,6 +172,11 @@ impl Remote {
     pub(super) fn end(&mut self, index: u16, status: Status) {
         let parent = &mut self.parents[usize::from(index)];
         parent.is_active = false;
+        match parent.op {
+            Op::Flush if status == Status::Ok => self.cache.flush(parent.covers),
+            op if op.is_change() && status == Status::Ok => self.cache.change(),
+            _ => {}
+        }
         self.ended.push_back(Done { tag: parent.tag, status, marks: parent.marks });
         self.free.push(index);
     }

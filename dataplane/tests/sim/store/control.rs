@@ -162,7 +162,8 @@ impl Control {
         let (socket, host) = Socket::pair();
         let max_transfer_bytes = found.max_transfer_bytes;
         let number = self.number;
-        let link = Link { socket, queue, number, max_transfer_bytes, changes_from_ns: 0 };
+        let (boot, changes_from_ns) = (found.boot, 0);
+        let link = Link { socket, queue, number, max_transfer_bytes, changes_from_ns, boot };
         assert!(self.remote.hand_over(link), "the volume listens");
         io.corrupt_ppm = self.corrupt_ppm;
         Phase::Up { admin, io, host: Some(host), number }

@@ -6,7 +6,8 @@
 //!
 //! What must hold: a read returns the last write that ended, or one in flight; of a write that
 //! failed either, sector by sector, but always the same from then on; what a flush covered
-//! survives a power cut; every request ends exactly once, well unless something failed; a medium
+//! survives a power cut, and a flush that comes after one does not end well over writes that it
+//! may have taken; every request ends exactly once, well unless something failed; a medium
 //! that was replaced is never read. When the faults stop, everything ends.
 
 mod control;
@@ -252,7 +253,7 @@ impl World {
         self.control.target_died();
         if !has_power {
             self.power_cuts += 1;
-            self.target.medium.power_cut();
+            self.target.power_cut();
             self.oracle.power_cut();
             self.guest.power_cut(&self.oracle);
         }
@@ -329,6 +330,7 @@ impl World {
                 Status::Target => corrupt_ppm > 0,
                 Status::ConnectionLost | Status::NotConnected => patience_ns < 1_000_000_000,
                 Status::MediumReplaced => self.character.is_mem,
+                Status::WritesLost => self.power_cuts > 0,
                 _ => false,
             };
             assert!(is_expected || ended(*status) == 0, "{} ended as {status:?}", ended(*status));

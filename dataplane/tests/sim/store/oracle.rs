@@ -29,6 +29,11 @@ pub struct Oracle {
     sectors: Vec<Vec<Entry>>,
     at: u64,
     cut_at: u64,
+    /// When the last sure write ended, and the last flush that ended well began.
+    sure_at: u64,
+    flushed_at: u64,
+    /// Such a write that a power cut may have taken, and no failed flush has told of.
+    owed_at: Option<u64>,
     /// Doubtful writes that turned out to have landed, and sectors that went back at a power cut.
     pub landed: u64,
     pub went_back: u64,
@@ -39,7 +44,17 @@ impl Oracle {
     pub fn new(sectors: u64) -> Oracle {
         let zeros = Entry { version: 0, at: 0, is_doubtful: false };
         let sectors = (0..sectors).map(|_| vec![zeros]).collect();
-        Oracle { sectors, at: 0, cut_at: 0, landed: 0, went_back: 0, sectors_read: 0 }
+        Oracle {
+            sectors,
+            at: 0,
+            cut_at: 0,
+            sure_at: 0,
+            flushed_at: 0,
+            owed_at: None,
+            landed: 0,
+            went_back: 0,
+            sectors_read: 0,
+        }
     }
 
     pub fn sectors(&self) -> u64 {
@@ -60,6 +75,7 @@ impl Oracle {
     pub fn written(&mut self, version: Version, first: u64, count: u64, is_doubtful: bool) {
         self.at += 1;
         let entry = Entry { version, at: self.at, is_doubtful };
+        self.sure_at = if is_doubtful { self.sure_at } else { self.at };
         for sector in &mut self.sectors[first as usize..(first + count) as usize] {
             sector.push(entry);
         }
@@ -67,7 +83,17 @@ impl Oracle {
 
     /// A flush that began at `since` has ended: what had ended before is stable, unless the power
     /// went in between.
+    ///
+    /// # Panics
+    /// When it covers what a power cut before it may have taken.
     pub fn flushed(&mut self, since: u64) {
+        // One that began before the cut may have ended before it, too.
+        assert!(
+            self.owed_at.is_none() || since < self.cut_at,
+            "a flush ended well over writes that a power cut may have taken"
+        );
+        self.owed_at = self.owed_at.filter(|owed_at| *owed_at > since);
+        self.flushed_at = self.flushed_at.max(since);
         if since < self.cut_at {
             return;
         }
@@ -78,8 +104,16 @@ impl Oracle {
         }
     }
 
+    /// A flush has failed: whoever asked for it knows that writes may be lost.
+    pub fn told(&mut self) {
+        self.owed_at = None;
+    }
+
     /// The power went at the medium.
     pub fn power_cut(&mut self) {
+        if self.sure_at > self.flushed_at {
+            self.owed_at = Some(self.sure_at);
+        }
         self.at += 1;
         self.cut_at = self.at;
         for sector in &mut self.sectors {

@@ -18,6 +18,8 @@ pub struct Target {
     pub medium: Medium,
     life: Option<Life>,
     lives: u64,
+    /// Starts of its machine.
+    boots: u8,
     identity: Identity,
     digests: Digests,
     /// What all lives counted: fences, and commands of the past that were refused.
@@ -39,6 +41,7 @@ impl Target {
             medium,
             life: None,
             lives: 0,
+            boots: 1,
             identity,
             digests,
             fences: 0,
@@ -62,6 +65,7 @@ impl Target {
             connections: 8,
             shared_frames: 16,
             first_epoch: self.lives * EPOCHS_PER_LIFE,
+            boot: [self.boots; 16],
         };
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
         let (mut export, door) = Export::new(&config, self.medium.geometry(), &mut free).unwrap();
@@ -104,6 +108,13 @@ impl Target {
             self.fences += life.counters.fences.get();
             self.stale_refusals += life.counters.stale_refusals.get();
         }
+    }
+
+    /// Its machine has lost its power, and starts again.
+    pub fn power_cut(&mut self) {
+        assert!(!self.is_alive());
+        self.medium.power_cut();
+        self.boots = self.boots.wrapping_add(1).max(1);
     }
 
     /// It serves another medium from now on, as one in memory does after a restart.

@@ -6,6 +6,7 @@ use crate::nvmf::capsule::{Sqe, admin, feature};
 use crate::nvmf::fabrics::{
     Capabilities, configuration, property, property_get, property_set, status,
 };
+use crate::nvmf::fence::Boot;
 use crate::nvmf::identify::{Controller, IDENTIFY_BYTES, Namespace, Unusable, cns};
 use crate::nvmf::{Fault, StatusCode};
 
@@ -26,6 +27,8 @@ pub struct Found {
     pub namespace: Namespace,
     /// Whether the target knows the [`fence`](crate::nvmf::fence) command.
     pub has_fence: bool,
+    /// What the target's machine drew when it started; zeros where it does not tell.
+    pub boot: Boot,
 }
 
 /// Why a set-up failed.
@@ -252,6 +255,7 @@ impl Setup {
             commands: self.controller.commands,
             namespace,
             has_fence: self.controller.has_fence,
+            boot: self.controller.boot,
         })
     }
 }

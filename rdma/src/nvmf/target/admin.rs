@@ -191,6 +191,7 @@ impl Target {
                     max_commands: subsystem.limits.depth,
                     read_only: namespace.read_only,
                     is_discovery,
+                    boot: &subsystem.boot,
                 },
             ),
             cns::NAMESPACE_LIST => identify::namespace_list(page, sqe.nsid()),

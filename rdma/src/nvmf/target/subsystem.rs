@@ -6,7 +6,7 @@ use crate::nvmf::StatusCode;
 use crate::nvmf::capsule::feature;
 use crate::nvmf::discovery;
 use crate::nvmf::fabrics::{self, Capabilities, Nqn, configuration};
-use crate::nvmf::fence::{Ask, Epochs, Fence, Refused, User};
+use crate::nvmf::fence::{Ask, Boot, Epochs, Fence, Refused, User};
 use crate::nvmf::identify::{KEEP_ALIVE_UNIT_100MS, Namespace};
 use crate::nvmf::pdu::Digests;
 
@@ -203,6 +203,7 @@ pub struct Subsystem {
     pub(crate) namespace: Namespace,
     pub(crate) limits: Limits,
     pub(crate) required_digests: Digests,
+    pub(crate) boot: Boot,
     /// Other subsystems that discovery lists.
     pub(super) others: Vec<discovery::Entry>,
     /// Counts changes of that list.
@@ -238,6 +239,7 @@ impl Subsystem {
             namespace,
             limits,
             required_digests: Digests::NONE,
+            boot: Boot::default(),
             others: Vec::new(),
             generation: 1,
             controllers: vec![Controller::FREE; usize::from(limits.controllers)].into(),
@@ -251,6 +253,12 @@ impl Subsystem {
     pub fn with_first_epoch(mut self, first: u64) -> Subsystem {
         let most = usize::from(self.limits.controllers) * USERS_PER_CONTROLLER;
         self.epochs = Epochs::new(most, first);
+        self
+    }
+
+    /// The same, telling hosts what this machine drew when it started.
+    pub fn with_boot(mut self, boot: Boot) -> Subsystem {
+        self.boot = boot;
         self
     }
 
