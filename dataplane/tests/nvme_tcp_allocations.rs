@@ -1,8 +1,10 @@
 //! 100 000 I/Os over NVMe/TCP allocate nothing after warm-up, at either end: reads and writes of
-//! all kinds of sizes, by request and in capsules, flushes, and refused ones.
+//! all kinds of sizes, by request and in capsules, flushes, and refused ones; with a ledger, in
+//! which every command is once.
 
 use outboard::clock::now_ns;
 use outboard::control::listen::Listener;
+use outboard::ledger::{Kind, Ledgers};
 use outboard::volume::export::{Export, ExportConfig};
 use outboard::volume::{BlockDevice, Dones, Geometry, Io, Mem, Op, Remote, Status, Tag, Volume};
 use outboard::worker::{Storage, User, VolumeSlot};
@@ -30,8 +32,9 @@ struct Signals {
     is_over: AtomicBool,
 }
 
-/// Serves until the client is done; returns allocations since it was warm.
-fn serve(mut storage: Storage, mut free: FreeList, signals: &Signals) -> u64 {
+/// Serves until the client is done; returns allocations since it was warm, and the ledger.
+fn serve(mut storage: Storage, mut free: FreeList, signals: &Signals) -> (u64, Box<Ledgers>) {
+    assert!(storage.keep_ledger(Some(Box::new(Ledgers::new(now_ns())))).is_none());
     let mut before = None;
     while !signals.is_over.load(Ordering::Acquire) {
         if before.is_none() && signals.is_warm.load(Ordering::Acquire) {
@@ -43,7 +46,7 @@ fn serve(mut storage: Storage, mut free: FreeList, signals: &Signals) -> u64 {
     }
     let count = CountingAllocator::count() - before.expect("it was warm before it was over");
     assert!(storage.close(&mut free));
-    count
+    (count, storage.keep_ledger(None).expect("it was kept"))
 }
 
 /// Runs `ios` I/Os on a remote volume.
@@ -118,7 +121,12 @@ fn neither_end_allocates() {
     signals.is_warm.store(true, Ordering::Release);
     run(&mut remote, &mut frames, &mut rng, IOS);
     signals.is_over.store(true, Ordering::Release);
-    assert_eq!(target.join().unwrap(), 0, "the target allocated");
+    let (allocations, ledger) = target.join().unwrap();
+    assert_eq!(allocations, 0, "the target allocated");
+    let entries = ledger.of(Kind::Export);
+    assert_eq!(entries.count(), counters.commands.get());
+    let is_told = |bytes: u32| bytes > 0 && bytes.is_multiple_of(512);
+    assert!(entries.slowest().all(|entry| is_told(entry.bytes)), "{entries:?}");
     let served = counters.reads.get() + counters.writes.get();
     assert!(served > u64::from(IOS) * 9 / 10, "{served} were served");
     assert!(counters.flushes.get() > 50);

@@ -10,7 +10,7 @@ use std::io::Write;
 ///
 /// The daemon's workers keep ledgers for some seconds: each packet and I/O with its time in every
 /// stage, and the slowest ones spelled out. Off by default, because it reads the clock several
-/// times per burst and per I/O; off, it costs a branch.
+/// times per burst and per I/O; off, it costs a branch at each of these places.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Shares are those of the packets and I/Os around a percentile: what made them as slow as that. A
@@ -18,6 +18,14 @@ percentile with fewer than 10 samples beyond it is shown as –. `unseen` is an 
 knows when something came, only when the worker looked last. An answer of the gateway counts as a
 packet from a port to itself. Dropped packets are left out, and so are I/Os that were in flight when
 the look began.
+
+An I/O on a disk is told from the guest's ring and back to it. On a `remote I/O`, `target` is the
+network and everything at the other host; what it did there is in that host's own ledger, as `export
+I/O`: from the last bytes of the command, or of the data of a write, until its response was given to
+the socket. A discard of several ranges, and a durable write with its flush, is one I/O there.
+
+`outboard-bench suite ledger` shows the ledgers of packets and of I/Os on every kind of volume on
+this machine, with plots, and what keeping them costs.
 
 Examples:
   outboard ledger --config host-a.toml               look for 5 seconds

@@ -151,7 +151,11 @@ impl Stores {
     /// Who has this place among a volume's users, for people.
     pub fn user_name(&self, volume: u32, owner: u16) -> String {
         let disk = self.disks.iter().find(|it| (it.volume, it.owner) == (volume, owner));
-        disk.map_or("a disk that has left".into(), |disk| format!("disk {}", disk.name))
+        if let Some(disk) = disk {
+            return format!("disk {}", disk.name);
+        }
+        let export = self.exports.iter().find(|it| (it.volume, it.owner) == (volume, owner));
+        export.map_or("a user that has left".into(), |export| format!("export {}", export.name))
     }
 
     /// What the disk of this name counts.

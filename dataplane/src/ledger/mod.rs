@@ -37,6 +37,8 @@ pub enum Kind {
     File,
     /// A guest's I/O on a volume at an NVMe/TCP target.
     Remote,
+    /// Another host's I/O on an exported volume: the target's side.
+    Export,
 }
 
 /// A stage's name, and what happens in it.
@@ -49,7 +51,7 @@ const NOTIFY: Stage = ("notify", "shown to the guest, the guest called");
 
 impl Kind {
     /// Every kind, in the order of their discriminants.
-    pub const ALL: [Kind; 4] = [Kind::Packet, Kind::Mem, Kind::File, Kind::Remote];
+    pub const ALL: [Kind; 5] = [Kind::Packet, Kind::Mem, Kind::File, Kind::Remote, Kind::Export];
 
     /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
@@ -58,6 +60,7 @@ impl Kind {
             Kind::Mem => "mem I/O",
             Kind::File => "file I/O",
             Kind::Remote => "remote I/O",
+            Kind::Export => "export I/O",
         }
     }
 
@@ -98,6 +101,16 @@ impl Kind {
                 ("place", "data put in its place, collected"),
                 ANSWER,
                 NOTIFY,
+            ],
+            Kind::Export => &[
+                UNSEEN,
+                ("receive", "its last bytes, off the socket"),
+                ("parse", "parsed, its memory found; waited for room in the volume"),
+                ("queue", "until the volume began"),
+                ("medium", "copied, or in the kernel and on the medium"),
+                ("reap", "until the worker collected it"),
+                ("wait", "answered, until the socket was sent to and had room"),
+                ("send", "given to the socket"),
             ],
         }
     }

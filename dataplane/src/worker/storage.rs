@@ -143,10 +143,16 @@ impl VolumeSlot {
         let volume = self.number;
         for user in self.users() {
             let owner = user.owner();
-            let User::Disk(disk) = user else { continue };
             let subject = |op: Op| Subject::Io { volume, owner, op: op.name() };
-            for entry in disk.timing().entries(subject) {
-                ledger.record(kind, &entry);
+            match user {
+                User::Disk(disk) => {
+                    let entries = disk.timing().entries(subject);
+                    entries.for_each(|entry| ledger.record(kind, &entry));
+                }
+                User::Export(export) => {
+                    let entries = export.entries(subject);
+                    entries.for_each(|entry| ledger.record(Kind::Export, &entry));
+                }
             }
         }
     }
@@ -155,8 +161,9 @@ impl VolumeSlot {
     fn keep_times(&mut self, is_on: bool) {
         self.volume.keep_times(is_on);
         for user in self.users() {
-            if let User::Disk(disk) = user {
-                disk.timing().set(is_on);
+            match user {
+                User::Disk(disk) => disk.timing().set(is_on),
+                User::Export(export) => export.keep_times(is_on),
             }
         }
     }
@@ -290,11 +297,12 @@ impl Storage {
         busy
     }
 
-    /// Guests need not say anything: the worker polls.
+    /// Guests need not say anything: the worker is awake and polls.
     pub fn disarm(&mut self) {
         for user in self.slots.iter_mut().flat_map(|slot| slot.users()) {
-            if let User::Disk(disk) = user {
-                disk.disarm();
+            match user {
+                User::Disk(disk) => disk.disarm(),
+                User::Export(export) => export.woken(),
             }
         }
     }

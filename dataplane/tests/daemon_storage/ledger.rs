@@ -34,10 +34,21 @@ fn adds_up(table: &Table) {
     assert_eq!(table.points[0].total_ns.is_some(), table.entries >= 20, "the median is told");
 }
 
+/// One at a time: but for what nobody can know, no I/O took longer than the guest waited.
+#[track_caller]
+fn took_at_most(table: &Table, longest_ns: u128) {
+    adds_up(table);
+    for (nth, slow) in table.slowest.iter().enumerate() {
+        let known_ns = slow.total_ns - stage_ns(table, nth, "unseen");
+        assert!(u128::from(known_ns) <= longest_ns, "{slow:?} of {longest_ns}");
+    }
+}
+
 #[test]
 fn stages_of_every_kind_of_volume_add_up() {
     let (scratch, address) = (Scratch::new(), address());
-    let target = Host::new(&scratch, "b", &file_target("data.img", address)).run();
+    let far = Host::new(&scratch, "b", &file_target("data.img", address));
+    let target = far.run();
     let text = "[[volume]]\nname = 'ram'\nkind = 'mem'\nsize = '1MiB'\n\
                 [[volume]]\nname = 'local'\nkind = 'file'\npath = 'DIR/one.img'\ncreate = '1MiB'\n"
         .to_owned()
@@ -51,36 +62,41 @@ fn stages_of_every_kind_of_volume_add_up() {
     assert!(refused.contains("no ledger is kept; set `ledger = true`"), "{refused}");
     let mut guests = [("vda", "mem I/O"), ("vdb", "file I/O"), ("vdc", "remote I/O")]
         .map(|(name, kind)| (Guest::new(&scratch, name, Oracle::new(1 << 20)), kind, 0));
-    let report = std::thread::scope(|scope| {
+    let (report, far_report) = std::thread::scope(|scope| {
         let look = scope.spawn(|| ask_ledger(&host.socket, 2).unwrap());
-        while !look.is_finished() {
+        let far_look = scope.spawn(|| ask_ledger(&far.socket, 2).unwrap());
+        while !look.is_finished() || !far_look.is_finished() {
             for (guest, _, longest_ns) in &mut guests {
                 let begin = Instant::now();
                 assert!(guest.does(DriverOp::Write, 7, 2) && guest.does(DriverOp::Read, 7, 2));
                 *longest_ns = begin.elapsed().as_nanos().max(*longest_ns);
             }
         }
-        look.join().unwrap()
+        (look.join().unwrap(), far_look.join().unwrap())
     });
     assert_eq!(report.tables.len(), 3, "{report}");
     for (_, kind, longest_ns) in &guests {
-        let table = table(&report, kind);
-        adds_up(table);
-        // One at a time: but for what nobody can know, no I/O took longer than the guest waited.
-        for (nth, slow) in table.slowest.iter().enumerate() {
-            let known_ns = slow.total_ns - stage_ns(table, nth, "unseen");
-            assert!(u128::from(known_ns) <= *longest_ns, "{kind}: {slow:?} of {longest_ns}");
-        }
+        took_at_most(table(&report, kind), *longest_ns);
     }
     let what = &table(&report, "remote I/O").slowest[0].what;
     assert!(what.ends_with(" of disk vdc, 8192 B"), "{what}");
+    // The other side of the remote ones.
+    assert_eq!(far_report.tables.len(), 1, "{far_report}");
+    let exported = table(&far_report, "export I/O");
+    took_at_most(exported, guests[2].2);
+    for (nth, slow) in exported.slowest.iter().enumerate() {
+        assert!(slow.what.ends_with(&format!(" of export {NQN}, 8192 B")), "{slow:?}");
+        for stage in ["receive", "parse", "medium", "wait", "send"] {
+            assert!(stage_ns(exported, nth, stage) > 0, "{stage}: {slow:?}");
+        }
+    }
     for (kind, stage) in [("mem I/O", "copy"), ("file I/O", "medium"), ("remote I/O", "target")] {
         let table = table(&report, kind);
         let all = 0..table.slowest.len();
         assert!(all.into_iter().all(|nth| stage_ns(table, nth, stage) > 0), "{kind}:\n{report}");
     }
     // Off again, and nothing is lost by it.
-    assert!(ask_ledger(&host.socket, 0).is_err());
+    assert!(ask_ledger(&host.socket, 0).is_err() && ask_ledger(&far.socket, 0).is_err());
     guests.iter_mut().for_each(|(guest, ..)| guest.verify());
     daemon.stop();
     target.stop();

@@ -1,7 +1,9 @@
 //! One connection of an export: socket, engine, and where its commands' data is.
 
 use super::pool::{Frames, Pool};
+use super::timing::{Seen, Timing};
 use super::{CONNECT_TIMEOUT_NS, DATA_TIMEOUT_NS, End, LINGER_NS};
+use crate::clock;
 use crate::volume::{Op, Status};
 use outboard_dma::socket::{self, Gather, Scatter};
 use outboard_rdma::nvmf::target::{Subsystem, Target, Waiting};
@@ -70,6 +72,11 @@ pub(super) struct Connection {
     pub is_stale: bool,
     /// A Fence command came and waits for its answer.
     is_fencing: bool,
+    /// Whether somebody wants to know when bytes came.
+    keeps_times: bool,
+    /// When the socket was last known to have nothing.
+    empty_ns: u64,
+    seen: Seen,
 }
 
 impl Connection {
@@ -94,6 +101,9 @@ impl Connection {
             failed_ns: None,
             is_stale: false,
             is_fencing: false,
+            keeps_times: false,
+            empty_ns: 0,
+            seen: Seen::default(),
         }
     }
 
@@ -151,7 +161,7 @@ impl Connection {
         }
         self.staged = 0..0;
         self.interest = Interest::INPUT;
-        self.active_ns = now_ns;
+        (self.active_ns, self.empty_ns) = (now_ns, now_ns);
         self.failed_ns = None;
         (self.is_stale, self.is_fencing) = (false, false);
         self.socket = Some(socket);
@@ -231,7 +241,7 @@ impl Connection {
         self.feed(now_ns, index, pool, subsystem);
         let mut moved = 0;
         while with_receive && moved < CALLS && self.staged.is_empty() && !self.is_failed() {
-            let Some(bytes) = self.receive(pool, subsystem)? else { break };
+            let Some(bytes) = self.receive(moved == 0, pool, subsystem)? else { break };
             moved += 1;
             // A stranger's clock runs from its arrival, not from its last byte.
             if self.is_connected() {
@@ -246,9 +256,49 @@ impl Connection {
         Ok(moved)
     }
 
+    /// Keeps the times at which bytes come, or not.
+    pub fn keep_times(&mut self, is_on: bool) {
+        self.keeps_times = is_on;
+        if is_on {
+            // What is there at the next look came after this, as far as anybody is told.
+            (self.empty_ns, self.seen) = (clock::now_ns(), Seen::default());
+        }
+    }
+
+    /// The kernel would have told of something at `at_ns`, and did not.
+    pub fn had_nothing(&mut self, at_ns: u64) {
+        if self.interest.input {
+            self.empty_ns = at_ns;
+        }
+    }
+
+    /// How the last bytes came in, when times are kept.
+    pub fn seen(&self) -> Seen {
+        self.seen
+    }
+
+    /// A call that began at `from_ns` brought so many bytes. Several calls of one look are one.
+    #[cold]
+    fn saw(&mut self, from_ns: u64, bytes: usize, is_first: bool) {
+        if is_first {
+            (self.seen.before_ns, self.seen.seen_ns) = (self.empty_ns, from_ns);
+        }
+        self.seen.received_ns = clock::now_ns();
+        // After a full read there may have been more, for as long.
+        if bytes < STAGING_BYTES {
+            self.empty_ns = from_ns;
+        }
+    }
+
     /// One receive call: what it brought, or `None` when there was nothing.
-    fn receive(&mut self, pool: &mut Pool, subsystem: &Subsystem) -> Result<Option<usize>, End> {
+    fn receive(
+        &mut self,
+        is_first: bool,
+        pool: &mut Pool,
+        subsystem: &Subsystem,
+    ) -> Result<Option<usize>, End> {
         let Some(socket) = &self.socket else { return Ok(None) };
+        let from_ns = if self.keeps_times { clock::now_ns() } else { 0 };
         let (received, placed) = match self.target.wants() {
             Want::Nothing => return Ok(None),
             Want::Data { slot, offset, len } if !self.target.has_data_digest() => {
@@ -274,9 +324,15 @@ impl Connection {
                     self.target.placed(placed as u32, subsystem);
                 }
                 self.staged = 0..bytes - placed;
+                if self.keeps_times {
+                    self.saw(from_ns, bytes, is_first);
+                }
                 Ok(Some(bytes))
             }
-            Err(error) if is_transient(&error) => Ok(None),
+            Err(error) if is_transient(&error) => {
+                self.empty_ns = from_ns;
+                Ok(None)
+            }
             Err(_) => Err(End::Socket),
         }
     }
@@ -370,11 +426,18 @@ impl Connection {
 
     /// Sends what the socket takes, and whether it took something; slots that end with it give
     /// their memory back.
-    pub fn send(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<bool, End> {
+    pub fn send(
+        &mut self,
+        now_ns: u64,
+        pool: &mut Pool,
+        index: u16,
+        timing: &mut Timing,
+    ) -> Result<bool, End> {
         if self.target.has_data_digest() {
-            return self.send_copied(now_ns, pool, index);
+            return self.send_copied(now_ns, pool, index, timing);
         }
         let Some(socket) = &self.socket else { return Ok(false) };
+        let base = index * self.slots.len() as u16;
         let mut has_sent = false;
         for _ in 0..CALLS {
             if !self.target.has_output() {
@@ -394,12 +457,15 @@ impl Connection {
                     break;
                 }
             }
+            let from_ns = timing.clock();
             match gather.send(socket.as_fd()) {
                 Ok(sent) => {
                     has_sent = true;
+                    let call = from_ns.zip(timing.clock());
                     self.active_ns = if self.is_connected() { now_ns } else { self.active_ns };
                     let slots = &mut self.slots;
                     self.target.sent(sent, |slot| {
+                        timing.sent(base + slot, call);
                         let slot = &mut slots[usize::from(slot)];
                         pool.give(index, &mut slot.frames, slot.is_asked);
                     });
@@ -412,8 +478,15 @@ impl Connection {
     }
 
     /// As [`send`](Self::send), a copy of the data, which its digests are made of.
-    fn send_copied(&mut self, now_ns: u64, pool: &mut Pool, index: u16) -> Result<bool, End> {
+    fn send_copied(
+        &mut self,
+        now_ns: u64,
+        pool: &mut Pool,
+        index: u16,
+        timing: &mut Timing,
+    ) -> Result<bool, End> {
         let Some(socket) = &self.socket else { return Ok(false) };
+        let base = index * self.slots.len() as u16;
         let slots = &mut self.slots;
         let mut has_sent = false;
         for _ in 0..CALLS {
@@ -430,10 +503,13 @@ impl Connection {
             });
             let mut gather = Gather::new();
             gather.push(&self.outgoing[..filled]);
+            let from_ns = timing.clock();
             match gather.send(socket.as_fd()) {
                 Ok(sent) => {
                     has_sent = true;
+                    let call = from_ns.zip(timing.clock());
                     self.target.sent_copy(&self.outgoing[..sent], |slot| {
+                        timing.sent(base + slot, call);
                         let slot = &mut slots[usize::from(slot)];
                         pool.give(index, &mut slot.frames, slot.is_asked);
                     });

@@ -34,7 +34,7 @@ impl Export {
             }
             connection.finish_fence(&mut self.subsystem);
             // Tells the host why, if it listens; what does not fit the socket is lost with it.
-            let _ = connection.send(now_ns, &mut self.pool, index);
+            let _ = connection.send(now_ns, &mut self.pool, index, &mut self.timing);
             let end = if connection.is_stale { End::Fenced } else { End::Orphan };
             self.close(index, end);
         }

@@ -6,18 +6,20 @@
 //! connection as long as the socket takes it. Everything is made at start: connections, slots and
 //! buffers; nothing here allocates per I/O or per connection.
 //!
-//! Memory: `connections` × ([`GUARANTEED_FRAMES`] frames + about 61 KiB) + `shared_frames` frames.
+//! Memory: `connections` × ([`GUARANTEED_FRAMES`] frames + about 73 KiB) + `shared_frames` frames.
 //! A connection always gets its guaranteed frames, whatever the others do.
 
 mod connection;
 mod counters;
 mod fence;
 mod pool;
+mod timing;
 
 pub use counters::{End, ExportCounters};
 pub use pool::GUARANTEED_FRAMES;
 
 use super::{BlockDevice, Done, Geometry, Io, Op, Status, Tag};
+use crate::ledger::{Entry, Subject};
 use arrayvec::ArrayVec;
 use connection::{Connection, Work};
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
@@ -33,6 +35,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use timing::Timing;
 
 /// The most connections of one export: slots of all of them fit a tag.
 pub const MAX_CONNECTIONS: u16 = 64;
@@ -164,6 +167,7 @@ pub struct Export {
     in_flight: u32,
     /// When each command was taken, by `Tag::slot`.
     begun_ns: Box<[u64]>,
+    timing: Timing,
     /// When the turn began.
     now_ns: u64,
     /// Memory or room in an outbox became free since held connections were last looked at.
@@ -228,6 +232,7 @@ impl Export {
             backlog: VecDeque::with_capacity(usize::from(config.connections) * usize::from(slots)),
             in_flight: 0,
             begun_ns: vec![0; usize::from(config.connections) * usize::from(slots)].into(),
+            timing: Timing::new(usize::from(config.connections) * usize::from(slots)),
             now_ns: 0,
             has_freed: false,
             has_fence: false,
@@ -329,6 +334,7 @@ impl Export {
     pub fn complete(&mut self, done: Done) {
         let (index, slot) = (done.tag.slot / self.slots, done.tag.slot % self.slots);
         self.in_flight -= 1;
+        self.timing.reaped(done.tag.slot, done.marks);
         self.counters.in_flight.set(self.in_flight.into());
         if done.status == Status::Aborted && self.connections[usize::from(index)].is_open() {
             // The volume stops, and whether the I/O takes effect is open. A host that is answered
@@ -361,7 +367,7 @@ impl Export {
         for at in (0..self.live.len()).rev() {
             let index = self.live[at];
             let connection = &mut self.connections[usize::from(index)];
-            let sent = connection.send(now_ns, &mut self.pool, index);
+            let sent = connection.send(now_ns, &mut self.pool, index, &mut self.timing);
             self.has_freed |= sent == Ok(true);
             let outcome = sent.and_then(|_| connection.watch(index, &self.epoll));
             let is_over = connection.is_failed() && !connection.has_output();
@@ -371,6 +377,24 @@ impl Export {
                 Ok(()) if connection.is_disconnected() => self.close(index, End::Closed),
                 Ok(()) => {}
             }
+        }
+    }
+
+    /// Has commands keep their times from now on, or not.
+    pub fn keep_times(&mut self, is_on: bool) {
+        self.timing.set(is_on);
+        self.connections.iter_mut().for_each(|connection| connection.keep_times(is_on));
+    }
+
+    /// Commands whose responses were sent since the last call; `subject` names an operation's.
+    pub fn entries(&mut self, subject: impl Fn(Op) -> Subject) -> impl Iterator<Item = Entry> {
+        self.timing.entries(subject)
+    }
+
+    /// The worker was asleep until now: nothing was there to be seen before.
+    pub fn woken(&mut self) {
+        if let Some(now_ns) = self.timing.clock() {
+            self.note_look(now_ns, 0);
         }
     }
 
@@ -439,7 +463,13 @@ impl Export {
         let none = epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) };
         let mut events = [none; EVENTS];
         let zero = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let at_ns = self.timing.clock();
         let Ok(count) = epoll::wait(&self.epoll, &mut events, Some(&zero)) else { return 0 };
+        if let Some(at_ns) = at_ns.filter(|_| count < EVENTS) {
+            let numbers = events[..count].iter().map(|event| event.data).map(|data| data.u64());
+            let with_something = numbers.filter(|number| *number != BELL);
+            self.note_look(at_ns, with_something.fold(0, |all, number| all | 1 << number));
+        }
         let mut moved = 0;
         for event in &events[..count] {
             // Copied out of the packed structure.
@@ -462,6 +492,13 @@ impl Export {
             }
         }
         moved
+    }
+
+    /// No connection but those whose bits are set had something at `at_ns`.
+    fn note_look(&mut self, at_ns: u64, with_something: u64) {
+        for index in self.live.iter().filter(|index| with_something >> **index & 1 == 0) {
+            self.connections[usize::from(*index)].had_nothing(at_ns);
+        }
     }
 
     /// Receives from a connection (unless only what it holds is to go on) and submits what comes.
@@ -493,6 +530,8 @@ impl Export {
         while let Some(slot) = self.connections[usize::from(index)].next_command() {
             commands += 1;
             self.counters.commands.add(1);
+            let seen = self.connections[usize::from(index)].seen();
+            self.timing.began(index * self.slots + slot, seen);
             self.submit(now_ns, index * self.slots + slot, volume);
         }
         moved + commands
@@ -521,7 +560,11 @@ impl Export {
         let tag = Tag { owner: self.owner, slot: number };
         let range_bytes = if op.is_ranged() { u64::from(blocks) * block_bytes } else { 0 };
         let io = Io { tag, op, offset_bytes, range_bytes, segments };
+        self.timing.taken(number);
         let is_taken = volume.submit(now_ns, &io).is_ok();
+        if is_taken {
+            self.timing.submitted(number, op, io.bytes());
+        }
         self.in_flight += u32::from(is_taken);
         self.counters.in_flight.set(self.in_flight.into());
         is_taken
@@ -571,6 +614,7 @@ impl Export {
         self.hot.retain(|hot| *hot != index);
         let connection = &mut self.connections[usize::from(index)];
         connection.close(index, &mut self.pool, &mut self.subsystem, &self.epoll);
+        self.timing.forget(index * self.slots..(index + 1) * self.slots);
         self.has_freed = true;
         self.counters.connections.set(self.live.len() as u64);
     }
