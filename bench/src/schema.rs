@@ -22,6 +22,9 @@ pub struct Report {
     /// What was observed by other means: ping, iperf3, isolation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub facts: Vec<Fact>,
+    /// Where packets and I/Os spent their time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ledgers: Vec<Ledger>,
 }
 
 impl Report {
@@ -31,7 +34,24 @@ impl Report {
         self.targets.extend(other.targets);
         self.measurements.extend(other.measurements);
         self.facts.extend(other.facts);
+        self.ledgers.extend(other.ledgers);
     }
+}
+
+/// The stages of what went through a daemon while a load ran.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// The load: "4 KiB read, mem volume, one at a time".
+    pub title: String,
+    /// For how long ledgers were kept.
+    pub seconds: f64,
+    /// `process/thread @core state` meanwhile.
+    pub threads: Vec<String>,
+    /// What a reader must know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The share of every stage at percentiles, and the slowest.
+    pub table: outboard::ledger::Table,
 }
 
 /// One run of one driver.

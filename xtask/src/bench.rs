@@ -12,7 +12,10 @@ Examples:
   cargo xtask bench net --quick --json old.json        before a change
   cargo xtask bench net --quick --json new.json        after it
   target/release/outboard-bench compare old.json new.json
-                                                       what changed beyond the spread of the runs";
+                                                       what changed beyond the spread of the runs
+  cargo xtask bench ledger --json ledger.json          stages of packets and I/Os
+  target/release/outboard-bench report --out report ledger.json
+                                                       the same as a page with plots";
 
 /// Builds in release mode and measures
 ///
@@ -22,7 +25,8 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// net (frames, the switch, memory) or block (disks, local and remote).
+    /// net (frames, the switch, memory), block (disks, local and remote) or ledger (where packets
+    /// and I/Os spend their time, and what it costs to know).
     suite: String,
     /// Shorter runs, for a first look: at most 3 minutes.
     #[arg(long)]

@@ -47,6 +47,7 @@ fn document(factor: f64) -> Report {
             measurement("kernel", true, 1.0),
         ],
         facts: Vec::new(),
+        ledgers: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The report as one page without external resources, readable in light and dark.
 
 use super::plot::{self, Series};
+use super::stages;
 use super::summary::{self, Group};
 use super::terminal::{count, faults, number};
 use crate::latency::text;
@@ -25,6 +26,7 @@ pub fn page(title: &str, report: &Report) -> String {
     out += &targets(&report.targets);
     out += &observations(&report.facts);
     out += &throughput(&report.facts, &colors);
+    out += &stages::section(&report.ledgers);
     for group in &groups {
         out += &section(group, &colors);
     }
@@ -90,7 +92,7 @@ fn byline(f: &Fingerprint) -> String {
 }
 
 /// A table; cells are HTML. The first column is text, the others figures.
-fn table(class: &str, head: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(class: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     let mut out = format!("<div class=\"scroll\"><table class=\"{class}\">");
     if !head.is_empty() {
         let cells: String = head.iter().map(|cell| format!("<th>{cell}</th>")).collect();

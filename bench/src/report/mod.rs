@@ -5,6 +5,7 @@
 
 mod html;
 mod plot;
+mod stages;
 pub mod summary;
 pub mod terminal;
 

@@ -2,13 +2,16 @@
 
 use super::summary::{self, Group};
 use crate::latency::text;
-use crate::schema::{Fact, Measurement, Report, Target};
+use crate::schema::{Fact, Ledger, Measurement, Report, Target};
 
 /// All tables of a report.
 pub fn tables(report: &Report) -> String {
     let mut out = String::new();
     for group in summary::groups(&report.measurements) {
         out += &measurements(&group);
+    }
+    for ledger in &report.ledgers {
+        out += &stages(ledger);
     }
     if !report.facts.is_empty() {
         out += &facts(&report.facts);
@@ -46,6 +49,17 @@ fn measurements(group: &Group) -> String {
         for fault in faults(m) {
             out += &format!("  ! {}: {fault}\n", m.path);
         }
+    }
+    out + "\n"
+}
+
+/// As `outboard ledger` prints it.
+fn stages(ledger: &Ledger) -> String {
+    let Ledger { title, seconds, table, .. } = ledger;
+    let entries = count(table.entries as f64);
+    let mut out = format!("{}: {title}: {entries} in {seconds:.1} s\n{table}", table.kind);
+    for note in &ledger.notes {
+        out += &format!("  ! {note}\n");
     }
     out + "\n"
 }

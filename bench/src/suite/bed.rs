@@ -138,6 +138,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Its control socket.
+    pub fn control(&self) -> PathBuf {
+        self.files.path().join("control")
+    }
+
     /// What it counts.
     pub fn stats(&self) -> Result<Stats, Error> {
         let config = self.files.path().join("outboard.toml").display().to_string();

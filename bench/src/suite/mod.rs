@@ -10,6 +10,7 @@ mod dpdk;
 mod families;
 mod handoff;
 mod idle;
+mod ledger;
 mod memory;
 mod net;
 mod peers;
@@ -22,7 +23,7 @@ use crate::error::Error;
 use crate::latency;
 use crate::machine::{census, cores, fingerprint};
 use crate::report::terminal::{self, number};
-use crate::schema::{Fingerprint, Measurement, Report};
+use crate::schema::{Fingerprint, Ledger, Measurement, Report};
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,10 +38,13 @@ use targets::{Found, Targets};
 /// Examples:
 ///   outboard-bench suite net --quick
 ///   outboard-bench suite block --json block.json
+///   outboard-bench suite ledger --json ledger.json
+///   outboard-bench report --out report ledger.json
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SuiteArgs {
     /// net: frames through AF_XDP ports, the switch, memory. block: disks, local and remote.
+    /// ledger: where packets and I/Os spend their time, and what it costs to know.
     #[arg(value_enum)]
     pub suite: SuiteName,
     /// Three short runs each instead of five long ones; ends within 3 minutes.
@@ -58,6 +62,8 @@ pub enum SuiteName {
     Net,
     /// Disks, local and remote.
     Block,
+    /// Where packets and I/Os spend their time, and what it costs to know.
+    Ledger,
 }
 
 /// How long and how often.
@@ -86,6 +92,7 @@ struct Findings {
     fingerprint: Fingerprint,
     found: BTreeMap<&'static str, Found>,
     measurements: Vec<Measurement>,
+    ledgers: Vec<Ledger>,
 }
 
 impl Findings {
@@ -237,14 +244,17 @@ pub fn run(args: &SuiteArgs) -> Result<(), Error> {
         fingerprint: fingerprint::take(),
         found: BTreeMap::new(),
         measurements: Vec::new(),
+        ledgers: Vec::new(),
     };
     let name = match args.suite {
         SuiteName::Net => "net",
         SuiteName::Block => "block",
+        SuiteName::Ledger => "ledger",
     };
     match args.suite {
         SuiteName::Net => net::run(&mut findings)?,
         SuiteName::Block => block::run(&mut findings)?,
+        SuiteName::Ledger => ledger::run(&mut findings)?,
     }
     let report = report(name, findings);
     write(&report, args.json.as_deref())?;
@@ -256,7 +266,7 @@ pub fn run(args: &SuiteArgs) -> Result<(), Error> {
 
 /// Judges what was found.
 fn report(name: &str, findings: Findings) -> Report {
-    let Findings { targets, mut fingerprint, mut found, mut measurements, .. } = findings;
+    let Findings { targets, mut fingerprint, mut found, mut measurements, ledgers, .. } = findings;
     fingerprint::complete(&mut fingerprint);
     for m in &mut measurements {
         m.command = format!("{} # {}", command_line(), m.name);
@@ -266,6 +276,7 @@ fn report(name: &str, findings: Findings) -> Report {
         targets: targets.judge(name, |id| found.remove(id)),
         measurements,
         facts: Vec::new(),
+        ledgers,
     }
 }
 
@@ -281,6 +292,7 @@ mod tests {
             fingerprint: Fingerprint::default(),
             found: BTreeMap::new(),
             measurements: Vec::new(),
+            ledgers: Vec::new(),
         }
     }
 

@@ -152,7 +152,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// The ids that were promised. One may be added; none may go or change its meaning.
-    const IDS: [(&str, &[&str]); 2] = [
+    const IDS: [(&str, &[&str]); 3] = [
         (
             "net",
             &[
@@ -188,6 +188,7 @@ mod tests {
                 "file-vs-fio-pct",
             ],
         ),
+        ("ledger", &["ledger-cost-ns-packet", "ledger-cost-ns-io", "ledger-off-ns-io"]),
     ];
 
     #[test]
@@ -205,7 +206,13 @@ mod tests {
     #[test]
     fn bounds_parse_and_alternatives_name_each_other() {
         let targets = Targets::built_in();
-        let reported = ["net-p50-vs-kernel", "remote-file-added-us"];
+        let reported = [
+            "net-p50-vs-kernel",
+            "remote-file-added-us",
+            "ledger-cost-ns-packet",
+            "ledger-cost-ns-io",
+            "ledger-off-ns-io",
+        ];
         for row in &targets.target {
             assert_eq!(row.bound().is_none(), reported.contains(&row.id.as_str()), "{}", row.id);
             if let Some(either) = &row.either {
