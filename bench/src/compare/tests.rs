@@ -137,3 +137,52 @@ fn a_rate_that_the_generator_limits_is_not_judged() {
     let comparison = compare(&old, &new, MARGINS);
     assert_eq!(outcome(&comparison, "round trip, Outboard: rate"), Outcome::NotJudged);
 }
+
+/// The report's own fixture with bytes overwritten, removed and numbers put in: refused, or shown
+/// and compared, whatever the figures are.
+#[test]
+fn any_document_is_refused_or_shown_and_compared() {
+    const DOCUMENT: &[u8] = include_bytes!("../report/fixture.json");
+    const WORDS: [&str; 8] =
+        ["18446744073709551615", "1e308", "-1e308", "0", "null", "[]", "{}", "\"\\u0000\""];
+    bolero::check!().with_type::<Vec<(u16, u8, u8)>>().for_each(|edits| {
+        let mut bytes = DOCUMENT.to_vec();
+        for (at, how, value) in edits.iter().take(8) {
+            let at = usize::from(*at) % bytes.len();
+            match how % 3 {
+                0 => bytes[at] = *value,
+                1 => drop(bytes.drain(at..bytes.len().min(at + usize::from(*value)))),
+                // In place of the figure that comes next.
+                _ => {
+                    let digit = |byte: &u8| byte.is_ascii_digit() || b"-.e".contains(byte);
+                    let from = bytes[at..].iter().position(u8::is_ascii_digit);
+                    let from = at + from.unwrap_or(0);
+                    let until = bytes[from..].iter().position(|byte| !digit(byte));
+                    let until = until.map_or(bytes.len(), |until| from + until);
+                    let word = WORDS[usize::from(*value) % WORDS.len()];
+                    drop(bytes.splice(from..until, word.bytes()));
+                }
+            }
+            if bytes.is_empty() {
+                return;
+            }
+        }
+        let Ok(report) = report::parse(&bytes) else { return };
+        let old = report::parse(DOCUMENT).unwrap();
+        let page = report::html::page("any", &report);
+        assert!(page.ends_with("</html>\n"));
+        report::terminal::tables(&report);
+        for (a, b) in [(&old, &report), (&report, &old), (&report, &report)] {
+            text(&compare(a, b, MARGINS), true);
+        }
+    });
+}
+
+#[test]
+fn counts_beyond_any_sum_are_compared() {
+    let mut full = document(1.0);
+    full.measurements[0].errors = u64::MAX;
+    full.measurements[0].lost = u64::MAX;
+    let comparison = compare(&document(1.0), &full, MARGINS);
+    assert_eq!(outcome(&comparison, "round trip, Outboard: failed requests"), Outcome::Regression);
+}

@@ -3,12 +3,18 @@
 //! With enough runs on both sides the judge is the exact Mann–Whitney test (Mann and Whitney,
 //! 1947): it asks how often one side's runs are above the other's, so one outlier changes little
 //! and no distribution is assumed. With fewer runs every run of one side must lie beyond every
-//! run of the other. Single runs have no spread: there a fixed margin stands in.
+//! run of the other. Single runs have no spread: there a fixed margin stands in. The exact test
+//! counts orders, which takes memory and time with the fourth power of the runs: beyond
+//! [`EXACT_RUNS_MAX`] the normal approximation of the same paper takes its place.
 
 use crate::report::summary::median;
 
 /// The two-sided probability below which a difference is not taken for chance.
 const ALPHA: f64 = 0.05;
+/// The value that a standard normal variable exceeds, on either side, with probability [`ALPHA`].
+const NORMAL_BOUND: f64 = 1.96;
+/// The most runs of a side whose orders are counted; at this number they fill some 5 MB.
+const EXACT_RUNS_MAX: usize = 40;
 
 /// By how much figures must differ before anybody cares.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +49,9 @@ pub fn judge(a: &[f64], b: &[f64], margins: Margins) -> Change {
 }
 
 fn is_beyond_spread(a: &[f64], b: &[f64]) -> bool {
+    if a.len().max(b.len()) > EXACT_RUNS_MAX {
+        return is_beyond_normal(a, b);
+    }
     // The least probability that these numbers of runs can show.
     let least = 2.0 / ways(a.len(), b.len()).iter().sum::<f64>();
     match least <= ALPHA {
@@ -51,10 +60,22 @@ fn is_beyond_spread(a: &[f64], b: &[f64]) -> bool {
     }
 }
 
+/// The test for many runs: the pairs above are nearly normal, with this mean and variance.
+fn is_beyond_normal(a: &[f64], b: &[f64]) -> bool {
+    let (n, m) = (a.len() as f64, b.len() as f64);
+    let deviation = (n * m * (n + m + 1.0) / 12.0).sqrt();
+    (pairs_above(a, b) - n * m / 2.0).abs() > NORMAL_BOUND * deviation
+}
+
 /// Pairs in which the run of `a` is above that of `b`; an equal pair counts half.
 fn pairs_above(a: &[f64], b: &[f64]) -> f64 {
-    let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (a, b)));
-    pairs.map(|(a, b)| if a > b { 1.0 } else { f64::from(u8::from(a == b)) / 2.0 }).sum()
+    let mut sorted = b.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let halves = a.iter().map(|run| {
+        let (below, up_to) = (|b: &f64| b < run, |b: &f64| b <= run);
+        sorted.partition_point(below) + sorted.partition_point(up_to)
+    });
+    halves.sum::<usize>() as f64 / 2.0
 }
 
 /// The two-sided probability of a difference as large as this when there is none.
@@ -135,6 +156,23 @@ mod tests {
         for n in 1..9 {
             assert_eq!(judge(&vec![5.0; n], &[5.0; 5], MARGINS), Change::None);
         }
+    }
+
+    /// A document may hold as many runs as its writer likes.
+    #[test]
+    fn many_runs_are_judged_as_few_are() {
+        let runs = |count: usize, add: f64| -> Vec<f64> {
+            (0..count).map(|run| 100.0 + add + (run * 7 % 10) as f64).collect()
+        };
+        for count in [EXACT_RUNS_MAX, EXACT_RUNS_MAX + 1, 100_000] {
+            let a = runs(count, 0.0);
+            let judge = |b: &[f64]| judge(&a, b, Margins { spread: 0.0, single: 0.0 });
+            assert_eq!(judge(&runs(count - 1, 6.0)), Change::Higher, "{count}");
+            assert_eq!(judge(&runs(count - 1, -6.0)), Change::Lower, "{count}");
+            assert_eq!(judge(&runs(count, 0.0)), Change::None, "{count}");
+        }
+        let (a, b) = (runs(EXACT_RUNS_MAX, 0.0), runs(EXACT_RUNS_MAX, 3.0));
+        assert_eq!(is_beyond_spread(&a, &b), is_beyond_normal(&a, &b));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A document is what any driver or suite writes with `--json`, or a file of facts that other
 //! programs made (see [`FACTS_HELP`]). Order of files is order in the report.
 
-mod html;
+pub mod html;
 mod plot;
 mod stages;
 pub mod summary;
@@ -66,14 +66,18 @@ pub fn run(args: &ReportArgs) -> Result<(), Error> {
 /// Reads a document.
 pub fn read(file: &Path) -> Result<Report, Error> {
     let name = file.display();
-    let text =
-        std::fs::read_to_string(file).map_err(Error::system(format!("cannot read {name}")))?;
-    serde_json::from_str(&text).map_err(|error| {
+    let text = std::fs::read(file).map_err(Error::system(format!("cannot read {name}")))?;
+    parse(&text).map_err(|error| {
         Error::Refused(format!(
             "{name}: {error}; expected what a driver writes with --json, or a file of facts \
              (`outboard-bench report --help` shows its form)"
         ))
     })
+}
+
+/// A document from the content of its file.
+pub fn parse(text: &[u8]) -> serde_json::Result<Report> {
+    serde_json::from_slice(text)
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Error> {
