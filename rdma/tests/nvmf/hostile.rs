@@ -1,8 +1,8 @@
 //! Peers that send anything: an engine ends in a named fault or goes on, within its memory.
 
-use crate::ends::{Controller, Host, Random, admin_config, subsystem};
+use crate::ends::{Controller, Host, admin_config, subsystem};
 use crate::loopback::{io_config, set_up};
-use outboard_rdma::nvmf::initiator::{Request, State};
+use outboard_rdma::nvmf::initiator::{Found, Progress, Request, Setup, SetupError, State};
 use outboard_rdma::nvmf::target::Limits;
 use outboard_rdma::nvmf::{Fault, Op};
 
@@ -162,15 +162,76 @@ fn an_initiator_survives_a_session_with_bytes_changed() {
     let stream = target_bytes(&mut host, &mut end);
     assert_eq!(host.queue.in_flight(), 5);
     feed_initiator(&stream, 64);
-    let mut random = Random(5);
-    for _ in 0..2000 {
+    type Changes = Vec<(u16, u8)>;
+    bolero::check!().with_type::<(u8, Changes)>().for_each(|(cut, changes)| {
         let mut changed = stream.clone();
-        for _ in 0..1 + random.below(3) {
+        for (at, value) in changes.iter().take(4) {
             // Mostly in the headers of the first and the last PDUs.
-            let near = [400, 5000, changed.len() as u64][random.below(3) as usize];
-            let at = random.below(near) as usize;
-            changed[at] = random.next() as u8;
+            let at = usize::from(*at);
+            let near = [400, 5000, changed.len()][at % 3];
+            changed[at % near] = *value;
         }
-        feed_initiator(&changed, 1 + random.below(8000) as usize);
+        feed_initiator(&changed, usize::from(*cut) * 32 + 1);
+    });
+}
+
+/// What a good target answers to a set-up.
+fn set_up_bytes() -> Vec<u8> {
+    let mut subsystem = subsystem(4096, Limits { depth: 8, ..Limits::DEFAULT });
+    let (mut host, mut end) = (Host::new(admin_config()), Controller::new(8, 0));
+    let (mut setup, mut answers) = (Setup::new(1), Vec::new());
+    while !matches!(setup.poll(0, &mut host.queue), Ok(Progress::Done(_))) {
+        end.receive(0, &host.transmit(usize::MAX), &mut subsystem).unwrap();
+        let bytes = end.transmit(usize::MAX);
+        host.receive(&bytes).unwrap();
+        answers.extend(bytes);
     }
+    answers
+}
+
+/// Takes `stream` for a target's answers: ends with what was found, or named.
+fn feed_set_up(stream: &[u8], cut: usize) -> Option<Found> {
+    let (mut host, mut setup) = (Host::new(admin_config()), Setup::new(1));
+    let mut now_ns = 0;
+    for piece in stream.chunks(cut) {
+        host.transmit(usize::MAX);
+        if host.receive(piece).is_err() {
+            assert!(matches!(setup.poll(now_ns, &mut host.queue), Err(SetupError::Failed(_))));
+            return None;
+        }
+        loop {
+            match setup.poll(now_ns, &mut host.queue) {
+                Ok(Progress::Done(found)) => return Some(found),
+                Ok(Progress::Answer) => break,
+                Ok(Progress::Time { at_ns }) => {
+                    assert!(at_ns > now_ns, "it would poll for ever");
+                    now_ns = at_ns;
+                }
+                Err(_) => return None,
+            }
+        }
+        host.transmit(usize::MAX);
+    }
+    None
+}
+
+#[test]
+fn a_set_up_survives_a_session_with_bytes_changed() {
+    let stream = set_up_bytes();
+    let right = feed_set_up(&stream, 1);
+    assert!(right.is_some(), "the answers are right until they are changed");
+    bolero::check!().with_type::<(u8, Vec<(u16, u8)>)>().for_each(|(cut, changes)| {
+        let mut changed = stream.clone();
+        for (at, value) in changes.iter().take(6) {
+            let at = usize::from(*at) % changed.len();
+            changed[at] = *value;
+        }
+        let Some(found) = feed_set_up(&changed, usize::from(*cut) + 1) else { return };
+        // A queue can be made of whatever was found.
+        let bytes = found.namespace.blocks.checked_mul(found.namespace.block_bytes.into());
+        assert!(bytes.is_some_and(|bytes| bytes > 0) && found.max_in_flight > 0);
+        let depth = found.max_in_flight.min(8);
+        let mut host = Host::new(io_config(&found, 1, depth, found.in_capsule_bytes.min(8192)));
+        host.transmit(usize::MAX);
+    });
 }

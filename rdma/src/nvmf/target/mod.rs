@@ -12,8 +12,8 @@
 //! 3. The caller says [`Target::complete`]; a read's data must stay until the slot is released
 //!    through [`Target::sent`].
 //!
-//! A host may fence its past off ([`fence`](super::fence)): while [`Target::is_fencing`], the caller
-//! ends what is stale, and then says [`Target::finish_fence`].
+//! A host may fence its past off ([`fence`](super::fence)): while [`Target::is_fencing`], the
+//! caller ends what is stale, and then says [`Target::finish_fence`].
 
 mod admin;
 mod features;

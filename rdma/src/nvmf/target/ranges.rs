@@ -1,4 +1,4 @@
-//! Dataset Management: up to 256 ranges in the capsule, deallocated one after the other (NVM 3.2.3).
+//! Dataset Management: up to 256 ranges in the capsule, deallocated one after another (NVM 3.2.3).
 //!
 //! The list stays in the page until its last range was given to the caller; the list of another
 //! such command, and everything behind it in the stream, waits for that.
