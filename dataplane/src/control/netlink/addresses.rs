@@ -39,7 +39,7 @@ pub(super) fn addresses(netlink: &mut Rtnetlink, index: u32) -> io::Result<Vec<I
 }
 
 /// The address that a message is about. IPv6 names it once, unless it has a peer.
-fn local(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn local(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
         match attribute {
@@ -178,25 +178,29 @@ fn find_default(
     let mut best: Option<(u32, DefaultRoute)> = None;
     for message in netlink.dump(RouteNetlinkMessage::GetRoute(all))? {
         let RouteNetlinkMessage::NewRoute(message) = message else { continue };
-        let main = message.header.table == RouteHeader::RT_TABLE_MAIN;
-        if !main || message.header.destination_prefix_length != 0 {
-            continue;
-        }
-        let (mut metric, mut found) = (0, DefaultRoute { index: 0, via: None });
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Priority(priority) => metric = *priority,
-                RouteAttribute::Oif(index) => found.index = *index,
-                RouteAttribute::Gateway(RouteAddress::Inet(via)) => found.via = Some((*via).into()),
-                RouteAttribute::Gateway(RouteAddress::Inet6(via)) => {
-                    found.via = Some((*via).into());
-                }
-                _ => {}
-            }
-        }
+        let Some((metric, found)) = default_route(&message) else { continue };
         if best.is_none_or(|(lowest, _)| metric < lowest) {
             best = Some((metric, found));
         }
     }
     Ok(best.map(|(_, found)| found))
+}
+
+/// The default route that a message tells of, with its metric.
+pub(super) fn default_route(message: &RouteMessage) -> Option<(u32, DefaultRoute)> {
+    let main = message.header.table == RouteHeader::RT_TABLE_MAIN;
+    if !main || message.header.destination_prefix_length != 0 {
+        return None;
+    }
+    let (mut metric, mut found) = (0, DefaultRoute { index: 0, via: None });
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => found.index = *index,
+            RouteAttribute::Gateway(RouteAddress::Inet(via)) => found.via = Some((*via).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(via)) => found.via = Some((*via).into()),
+            _ => {}
+        }
+    }
+    Some((metric, found))
 }

@@ -37,7 +37,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    fn of(message: &LinkMessage) -> Link {
+    /// From the kernel's answer.
+    pub fn of(message: &LinkMessage) -> Link {
         let up = LinkFlags::Up | LinkFlags::LowerUp;
         let mut link = Link { index: message.header.index, ..Link::default() };
         link.up = message.header.flags.contains(up);

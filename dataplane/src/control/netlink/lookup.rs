@@ -46,28 +46,35 @@ pub(super) fn path(
         Err(error) if says_no_route(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    if answer.header.kind != RouteType::Unicast {
-        return Ok(None);
-    }
-    let mut path = Path { link: 0, gateway: far_end, mtu: None };
-    for attribute in &answer.attributes {
-        match attribute {
-            RouteAttribute::Oif(link) => path.link = *link,
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway))
-            | RouteAttribute::Via(RouteVia::Inet(gateway)) => path.gateway = (*gateway).into(),
-            RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
-            | RouteAttribute::Via(RouteVia::Inet6(gateway)) => path.gateway = (*gateway).into(),
-            RouteAttribute::Via(_) => return Ok(None),
-            RouteAttribute::Metrics(metrics) => {
-                path.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-                    _ => None,
-                });
-            }
-            _ => {}
+    Ok(Path::of(&answer, far_end))
+}
+
+impl Path {
+    /// From the kernel's answer; `None` when nothing can be sent to the far end.
+    pub fn of(answer: &RouteMessage, far_end: IpAddr) -> Option<Path> {
+        if answer.header.kind != RouteType::Unicast {
+            return None;
         }
+        let mut path = Path { link: 0, gateway: far_end, mtu: None };
+        for attribute in &answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(link) => path.link = *link,
+                RouteAttribute::Gateway(RouteAddress::Inet(gateway))
+                | RouteAttribute::Via(RouteVia::Inet(gateway)) => path.gateway = (*gateway).into(),
+                RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
+                | RouteAttribute::Via(RouteVia::Inet6(gateway)) => path.gateway = (*gateway).into(),
+                RouteAttribute::Via(_) => return None,
+                RouteAttribute::Metrics(metrics) => {
+                    path.mtu = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Some(path)
     }
-    Ok(Some(path))
 }
 
 /// The state of a neighbour's entry, and its MAC address if that is known.
@@ -85,6 +92,11 @@ pub(super) fn neighbour(
         }
         Err(error) => return Err(error),
     };
+    Ok(entry(&answer))
+}
+
+/// The state and the MAC address in the kernel's answer.
+pub(super) fn entry(answer: &NeighbourMessage) -> (NeighbourState, Option<Mac>) {
     let state = answer.header.state;
     let mac = answer.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac),
@@ -94,7 +106,7 @@ pub(super) fn neighbour(
         state,
         NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
     );
-    Ok((state, mac.filter(|_| valid)))
+    (state, mac.filter(|_| valid))
 }
 
 /// Has the kernel use the neighbour as if it had a packet for it: it resolves or confirms. For

@@ -10,6 +10,8 @@ mod lookup;
 mod netns;
 mod offload;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod too_big;
 pub mod underlay;
 

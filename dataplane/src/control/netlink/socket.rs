@@ -90,30 +90,8 @@ impl<I: NetlinkSerializable + NetlinkDeserializable> Netlink<I> {
     /// of a dump. Says whether a dump was disturbed by changes.
     fn answers(&mut self, mut take: impl FnMut(I)) -> io::Result<bool> {
         let mut disturbed = false;
-        loop {
-            let bytes = self.receive()?;
-            let mut rest = bytes.as_slice();
-            while let Some((one, after)) = split(rest) {
-                rest = after;
-                let message = NetlinkMessage::<I>::deserialize(one)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                disturbed |= message.header.flags & NLM_F_DUMP_INTR != 0;
-                match message.payload {
-                    NetlinkPayload::Error(error) => {
-                        return error.code.map_or(Ok(disturbed), |_| Err(error.to_io()));
-                    }
-                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(disturbed),
-                    NetlinkPayload::Done(done) => {
-                        return Err(io::Error::from_raw_os_error(done.code.saturating_abs()));
-                    }
-                    NetlinkPayload::InnerMessage(answer) => take(answer),
-                    _ => {}
-                }
-            }
-        }
+        while !read(&self.receive()?, self.sequence, &mut take, &mut disturbed)? {}
+        Ok(disturbed)
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
@@ -128,6 +106,37 @@ impl<I: NetlinkSerializable + NetlinkDeserializable> Netlink<I> {
         }
         self.socket.recv_from_full().map(|(bytes, _)| bytes)
     }
+}
+
+/// Takes the answers to request `sequence` that are in a datagram; whether the last one was there.
+pub(super) fn read<I: NetlinkDeserializable>(
+    datagram: &[u8],
+    sequence: u32,
+    take: &mut impl FnMut(I),
+    disturbed: &mut bool,
+) -> io::Result<bool> {
+    let mut rest = datagram;
+    while let Some((one, after)) = split(rest) {
+        rest = after;
+        let message = NetlinkMessage::<I>::deserialize(one)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if message.header.sequence_number != sequence {
+            continue;
+        }
+        *disturbed |= message.header.flags & NLM_F_DUMP_INTR != 0;
+        match message.payload {
+            NetlinkPayload::Error(error) => {
+                return error.code.map_or(Ok(true), |_| Err(error.to_io()));
+            }
+            NetlinkPayload::Done(done) if done.code == 0 => return Ok(true),
+            NetlinkPayload::Done(done) => {
+                return Err(io::Error::from_raw_os_error(done.code.saturating_abs()));
+            }
+            NetlinkPayload::InnerMessage(answer) => take(answer),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 /// The first of several messages in a datagram, and the others. `None` at the end, or when what
