@@ -1,6 +1,7 @@
 //! A vhost-user disk from end to end: our driver, a real socket, our device, a memory volume; then
 //! drivers that misbehave, front ends that come and go, and a backend that is not ours.
 
+mod calls;
 mod contain;
 mod foreign;
 mod hostile;
