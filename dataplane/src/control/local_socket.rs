@@ -6,12 +6,17 @@
 
 use crate::config::plan::SocketAccess;
 use rustix::fs::{FlockOperation, flock};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// Permissions of the directory, when it is made, and of the socket.
 const DIRECTORY_MODE: u32 = 0o750;
 const SOCKET_MODE: u32 = 0o660;
@@ -124,17 +129,31 @@ impl LocalSocket {
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|errno| system("lock the directory of")(errno.into()))?;
         clear_the_way(path)?;
-        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => SocketError::InUse(path.to_owned()),
-            _ => system("bind socket")(error),
+        let socket = LocalSocket::place(path)?;
+        socket.admit(access)?;
+        let backlog = listen(&socket.listener, BACKLOG);
+        backlog.map_err(|errno| system("listen at")(errno.into()))?;
+        Ok(socket)
+    }
+
+    /// The socket at its path, where nobody can connect yet: whatever the umask lets its mode be
+    /// at first, nobody comes in before [`admit`](Self::admit).
+    fn place(path: &Path) -> Result<LocalSocket, SocketError> {
+        let system = |what| system(what, path);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener = SocketAddrUnix::new(path).and_then(|address| {
+            let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            bind(&listener, &address)?;
+            Ok(listener)
+        });
+        let listener = listener.map_err(|errno| match errno {
+            rustix::io::Errno::ADDRINUSE => SocketError::InUse(path.to_owned()),
+            errno => system("bind socket")(errno.into()),
         })?;
         let about = path.symlink_metadata().map_err(system("look at"))?;
         // From here on it is removed when something fails.
-        let socket =
-            LocalSocket { listener, path: path.to_owned(), identity: (about.dev(), about.ino()) };
-        socket.admit(access)?;
-        socket.listener.set_nonblocking(true).map_err(system("prepare socket"))?;
-        Ok(socket)
+        let (listener, path) = (UnixListener::from(listener), path.to_owned());
+        Ok(LocalSocket { listener, path, identity: (about.dev(), about.ino()) })
     }
 }
 
@@ -247,6 +266,21 @@ mod tests {
         assert_eq!(id_of(groups, "out"), None);
         assert_eq!(id_of("outboard:x", "outboard"), None);
         assert_eq!(id_of("nobody:x:65534:65534:nobody:/:/bin/false", "nobody"), Some(65534));
+    }
+
+    #[test]
+    fn nobody_comes_in_before_the_rights_are_set() {
+        let name = format!("outboard-placed-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let socket = LocalSocket::place(&path).unwrap();
+        let refused = UnixStream::connect(&path).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        drop(socket);
+        let access = Access { owner: None, group: None, mode: 0o600 };
+        let socket = LocalSocket::bind(&path, access).unwrap();
+        assert_eq!(path.symlink_metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        drop(socket);
     }
 
     #[test]

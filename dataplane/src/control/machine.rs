@@ -125,7 +125,22 @@ fn raise_descriptor_limit() {
 /// Checks what AF_XDP ports need. Where the kernel does not tell, attaching will.
 fn check_privileges(plan: &Plan) -> Result<(), MachineError> {
     let Ok(sets) = capabilities(None) else { return Ok(()) };
-    let has = |set| sets.effective.contains(set);
+    let missing = missing(sets.effective);
+    if !missing.is_empty() {
+        return Err(MachineError::Capability { missing: missing.join(", ") });
+    }
+    let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    let region_mib = plan.runtime.region_mib;
+    let may_lock = sets.effective.contains(CapabilitySet::IPC_LOCK);
+    if !may_lock && limit < u64::from(region_mib) << 20 {
+        return Err(MachineError::LockedMemory { region_mib, limit_mib: limit >> 20 });
+    }
+    Ok(())
+}
+
+/// The names of those that AF_XDP ports need and that are not there.
+fn missing(effective: CapabilitySet) -> Vec<&'static str> {
+    let has = |set| effective.contains(set);
     // CAP_SYS_ADMIN covers BPF and PERFMON (capabilities(7)).
     let admin = has(CapabilitySet::SYS_ADMIN);
     let wanted = [
@@ -134,17 +149,7 @@ fn check_privileges(plan: &Plan) -> Result<(), MachineError> {
         (has(CapabilitySet::BPF) || admin, "CAP_BPF"),
         (has(CapabilitySet::PERFMON) || admin, "CAP_PERFMON"),
     ];
-    let missing: Vec<_> =
-        wanted.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect();
-    if !missing.is_empty() {
-        return Err(MachineError::Capability { missing: missing.join(", ") });
-    }
-    let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
-    let region_mib = plan.runtime.region_mib;
-    if !has(CapabilitySet::IPC_LOCK) && limit < u64::from(region_mib) << 20 {
-        return Err(MachineError::LockedMemory { region_mib, limit_mib: limit >> 20 });
-    }
-    Ok(())
+    wanted.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect()
 }
 
 /// "core 3", "cores 0-3, 6": ascending numbers as people write them.
@@ -167,6 +172,25 @@ fn ranges(cores: &[u16]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_missing_capability_is_named() {
+        let all = CapabilitySet::NET_ADMIN
+            | CapabilitySet::NET_RAW
+            | CapabilitySet::BPF
+            | CapabilitySet::PERFMON;
+        assert!(missing(all).is_empty());
+        for (set, name) in [
+            (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+            (CapabilitySet::NET_RAW, "CAP_NET_RAW"),
+            (CapabilitySet::BPF, "CAP_BPF"),
+            (CapabilitySet::PERFMON, "CAP_PERFMON"),
+        ] {
+            assert_eq!(missing(all - set), [name]);
+        }
+        let old = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_ADMIN;
+        assert!(missing(old).is_empty());
+    }
 
     #[test]
     fn cores_are_listed_as_people_write_them() {

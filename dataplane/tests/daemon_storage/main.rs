@@ -20,4 +20,5 @@ mod metrics;
 mod refused;
 mod remote;
 mod restart;
+mod rights;
 mod silent;
