@@ -38,6 +38,8 @@ struct Client {
     asked: Option<Receiver<Answer>>,
     /// Bytes of the request so far.
     request: Vec<u8>,
+    /// Where its line ends, once that has come: what came is searched once, however it is cut.
+    end: Option<usize>,
     /// Bytes of the answer that are still to be sent; while there are any, nothing is read.
     answer: Vec<u8>,
     sent_bytes: usize,
@@ -154,6 +156,7 @@ impl Server {
             stream,
             asked: None,
             request: Vec::new(),
+            end: None,
             answer: Vec::new(),
             sent_bytes: 0,
             deadline: now + CLIENT_DEADLINE,
@@ -175,7 +178,7 @@ struct Ready {
 impl Client {
     /// Whether a whole request waits for its answer.
     fn can_answer(&self) -> bool {
-        self.answer.is_empty() && self.asked.is_none() && self.request.contains(&b'\n')
+        self.answer.is_empty() && self.asked.is_none() && self.end.is_some()
     }
 
     /// Sends what is left of an answer, or receives; answers one request at most, so that many
@@ -187,9 +190,7 @@ impl Client {
         if !self.can_answer() && self.receive() == Fate::Close {
             return Fate::Close;
         }
-        let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
-            return self.check_length(now);
-        };
+        let Some(end) = self.end else { return self.check_length(now) };
         match reply(&self.request[..end], source, desk, self.is_trusted) {
             Reply::Now(answer) => self.answer = line(&answer),
             Reply::Later(asked, deadline) => {
@@ -202,6 +203,7 @@ impl Client {
             },
         }
         self.request.drain(..=end);
+        self.end = end_of(&self.request);
         if self.asked.is_some() { Fate::Keep } else { self.send(now) }
     }
 
@@ -243,7 +245,9 @@ impl Client {
         match self.stream.read(&mut chunk[..room]) {
             Ok(0) => Fate::Close,
             Ok(count) => {
+                let before = self.request.len();
                 self.request.extend_from_slice(&chunk[..count]);
+                self.end = self.end.or(end_of(&chunk[..count]).map(|end| before + end));
                 Fate::Keep
             }
             Err(error) => fate_of(&error),
@@ -275,6 +279,11 @@ impl Client {
         self.deadline = now + CLIENT_DEADLINE;
         Fate::Keep
     }
+}
+
+/// Where the first line ends.
+fn end_of(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == b'\n')
 }
 
 fn fate_of(error: &io::Error) -> Fate {
