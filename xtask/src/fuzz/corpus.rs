@@ -9,9 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files of one corpus.
-pub const MAX_FILES: usize = 24;
+pub const MAX_FILES: usize = 32;
 /// Bytes of one corpus.
-pub const MAX_BYTES: u64 = 3072;
+pub const MAX_BYTES: u64 = 8 << 10;
 
 /// What was kept.
 #[derive(Debug, PartialEq, Eq)]

@@ -98,7 +98,7 @@ fn with_targets() -> Result<BTreeMap<String, BTreeSet<Vec<String>>>, Error> {
             let arguments = match kind {
                 "lib" => vec!["--lib".to_string()],
                 "test" => vec!["--test".into(), program],
-                "bin" if !has_lib(package) => vec!["--bin".into(), program],
+                "bin" => vec!["--bin".into(), program],
                 _ => continue,
             };
             if has_mark(place)? {
@@ -107,11 +107,6 @@ fn with_targets() -> Result<BTreeMap<String, BTreeSet<Vec<String>>>, Error> {
         }
     }
     Ok(found)
-}
-
-fn has_lib(package: &Value) -> bool {
-    let targets = package["targets"].as_array();
-    targets.into_iter().flatten().any(|target| target["kind"][0] == "lib")
 }
 
 /// Whether a file, or one below a folder, has a fuzz target.
