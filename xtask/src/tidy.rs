@@ -4,6 +4,7 @@
 mod arrows;
 mod corpora;
 mod limits;
+mod parsers;
 mod rooms;
 mod source;
 mod unsafe_fence;
@@ -53,6 +54,7 @@ pub fn run(_args: &Args) -> Result<(), Error> {
         findings.extend(check(source));
     }
     findings.extend(corpora::check(&sources, &corpora::read(process::root())?));
+    findings.extend(parsers::check(&sources));
     findings.sort();
     findings.dedup();
     for finding in &findings {

@@ -1,7 +1,7 @@
 //! Every fuzz target has a committed corpus, and every corpus a target.
 
 use super::Finding;
-use super::source::Source;
+use super::source::{Source, is_built};
 use crate::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub const FOLDER: &str = "__fuzz__";
 /// Files of one corpus, and bytes of all of them together.
 const MAX_FILES: usize = 40;
-const MAX_BYTES: u64 = 200 * 1024;
+const MAX_BYTES: u64 = 400 * 1024;
 /// In two parts: this file has no target.
 const MARK: &str = concat!("bolero::", "check!");
 const REMEDY: &str = "`cargo xtask fuzz NAME --seconds 20 --keep` makes one";
@@ -50,7 +50,7 @@ pub fn read(root: &Path) -> Result<Vec<Corpus>, Error> {
 fn walk(root: &Path, folder: &Path, corpora: &mut Vec<Corpus>) -> Result<(), Error> {
     for path in entries(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !path.is_dir() || name == "target" || name.starts_with('.') {
+        if !path.is_dir() || is_built(&path) || name.starts_with('.') {
             continue;
         }
         if folder.file_name().is_none_or(|of| of != FOLDER) {

@@ -12,7 +12,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Folders that hold nothing of ours.
-const SKIPPED: &[&str] = &["target", ".git", super::corpora::FOLDER];
+const SKIPPED: &[&str] = &[".git", super::corpora::FOLDER];
 
 /// A text file.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct Rust {
     pub ignores: Vec<usize>,
     /// Why it could not be read, and the line.
     pub error: Option<(String, usize)>,
-    /// Files that are modules for tests only, as this file declares them.
+    /// Modules for tests only, as this file declares them: a name, or a file that it names.
     test_modules: Vec<String>,
 }
 
@@ -73,6 +73,11 @@ pub struct Function {
     pub first: usize,
     /// The line of its closing brace.
     pub last: usize,
+    /// Whether it makes something of bytes: takes `&[u8]` or `&[u8; N]`, and what it returns is
+    /// more than whether.
+    pub takes_bytes: bool,
+    /// In code that is built for tests only.
+    pub in_test: bool,
 }
 
 /// Where the word `unsafe` stands, and what for.
@@ -121,13 +126,18 @@ pub fn read_tree(root: &Path) -> Result<Vec<Source>, Error> {
     Ok(sources)
 }
 
+/// Whether cargo builds into the folder: `target`, beside a manifest. Modules are called so too.
+pub fn is_built(folder: &Path) -> bool {
+    folder.ends_with("target") && folder.with_file_name("Cargo.toml").is_file()
+}
+
 fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), Error> {
     for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
         let entry = entry.map_err(Error::file("list", dir))?;
         let kind = entry.file_type().map_err(Error::file("look at", entry.path()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         // In a linked worktree `.git` is a file.
-        if SKIPPED.contains(&name.as_str()) {
+        if SKIPPED.contains(&name.as_str()) || is_built(&entry.path()) {
             continue;
         }
         if kind.is_dir() {
@@ -144,7 +154,10 @@ fn mark_test_files(sources: &mut [Source]) {
     let mut marked: HashSet<PathBuf> = HashSet::new();
     for source in sources.iter() {
         for name in source.rust.iter().flat_map(|rust| &rust.test_modules) {
-            let folder = module_folder(&source.path);
+            // What `#[path]` names lies beside the file, everything else in the module's folder.
+            let beside = source.path.parent().unwrap_or(Path::new(""));
+            let is_path = name.ends_with(".rs");
+            let folder = if is_path { beside.into() } else { module_folder(&source.path) };
             marked.insert(folder.join(name));
             marked.insert(folder.join(format!("{name}.rs")));
         }
@@ -154,6 +167,7 @@ fn mark_test_files(sources: &mut [Source]) {
         let by_folder = source.path.iter().any(|part| part == "tests" || part == "benches");
         if let Some(rust) = source.rust.as_mut().filter(|_| by_declaration || by_folder) {
             rust.paths.iter_mut().for_each(|path| path.in_test = true);
+            rust.functions.iter_mut().for_each(|function| function.in_test = true);
         }
     }
 }
@@ -295,6 +309,8 @@ impl Reader<'_> {
                 name: sig.ident.to_string(),
                 first: line(sig.span()),
                 last: block.span().end().line,
+                takes_bytes: takes_bytes(sig),
+                in_test: self.test_depth > 0,
             });
         }
     }
@@ -308,6 +324,27 @@ impl Reader<'_> {
     }
 }
 
+/// See [`Function::takes_bytes`].
+fn takes_bytes(sig: &syn::Signature) -> bool {
+    let is_byte = |ty: &syn::Type| matches!(ty, syn::Type::Path(ty) if ty.path.is_ident("u8"));
+    let is_bytes = |ty: &syn::Type| match ty {
+        syn::Type::Reference(to) if to.mutability.is_none() => match &*to.elem {
+            syn::Type::Slice(slice) => is_byte(&slice.elem),
+            syn::Type::Array(array) => is_byte(&array.elem),
+            _ => false,
+        },
+        _ => false,
+    };
+    let gives = match &sig.output {
+        syn::ReturnType::Default => false,
+        syn::ReturnType::Type(_, ty) => {
+            !matches!(&**ty, syn::Type::Path(ty) if ty.path.is_ident("bool"))
+        }
+    };
+    let takes = |input: &syn::FnArg| matches!(input, syn::FnArg::Typed(arg) if is_bytes(&arg.ty));
+    gives && sig.inputs.iter().any(takes)
+}
+
 fn is_punct(token: &TokenTree, wanted: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == wanted)
 }
@@ -319,6 +356,14 @@ fn is_macro_call(rest: &[TokenTree]) -> bool {
         }
         _ => false,
     }
+}
+
+/// The file that `#[path = "…"]` names.
+fn path_attribute(attr: &syn::Attribute) -> Option<String> {
+    let syn::Meta::NameValue(pair) = &attr.meta else { return None };
+    let syn::Expr::Lit(value) = &pair.value else { return None };
+    let syn::Lit::Str(name) = &value.lit else { return None };
+    attr.path().is_ident("path").then(|| name.value())
 }
 
 /// `#[test]` or `#[cfg(test)]`, also among other conditions, but not `not(test)`.
@@ -346,7 +391,8 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
         self.rust.modules.push((item.ident.to_string(), line(item.ident.span())));
         if item.content.is_none() && item.attrs.iter().any(is_test_attribute) {
-            self.rust.test_modules.push(item.ident.to_string());
+            let named = item.attrs.iter().find_map(path_attribute);
+            self.rust.test_modules.push(named.unwrap_or(item.ident.to_string()));
         }
         self.module.push(item.ident.to_string());
         self.within(&item.attrs, |reader| visit::visit_item_mod(reader, item));
@@ -410,6 +456,16 @@ mod tests {
         let rust = Source::new(path, text).rust.unwrap();
         assert!(rust.error.is_none(), "{:?}", rust.error);
         rust.paths.iter().map(|path| (path.text(), path.in_test)).collect()
+    }
+
+    #[test]
+    fn what_cargo_builds_is_left_out_and_a_module_is_not() {
+        let root = crate::process::root();
+        assert!(is_built(&root.join("target")) && is_built(&root.join("ebpf/prog/target")));
+        assert!(!is_built(&root.join("rdma/src/nvmf/target")));
+        let found = read_tree(root).unwrap();
+        assert!(found.iter().any(|source| source.path.starts_with("rdma/src/nvmf/target")));
+        assert!(found.iter().all(|source| !source.path.starts_with("target")));
     }
 
     #[test]
