@@ -37,11 +37,11 @@ impl Run {
             // A log that nobody reads any more (a closed pipe) is no reason to panic.
             .log_internal_errors(false)
             .init();
-        match self.netns {
-            None => control::run::run(plan, &self.config)?,
-            // Threads inherit the namespace of the thread that makes them.
-            Some(netns) => Netns::open(&netns)?.run(|| control::run::run(plan, &self.config))??,
+        if let Some(netns) = self.netns {
+            // The process's first thread itself: one that only waited for another would keep
+            // every capability.
+            Netns::open(&netns)?.enter()?;
         }
-        Ok(())
+        Ok(control::run::run(plan, &self.config)?)
     }
 }

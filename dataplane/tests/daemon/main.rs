@@ -20,6 +20,7 @@ mod ledger;
 mod link;
 mod process;
 mod refused;
+mod rights;
 mod traffic;
 mod wait;
 mod world;

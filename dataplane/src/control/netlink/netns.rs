@@ -81,17 +81,20 @@ impl Netns {
         self.file.as_raw_fd()
     }
 
+    /// Moves the calling thread, and those that it starts from now on, into the namespace for
+    /// good.
+    pub fn enter(&self) -> Result<(), NetnsError> {
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|errno| self.not_entered(errno.into()))
+    }
+
     /// Runs `inside` in the namespace: on a thread of its own, because a thread that entered a
     /// namespace must not be used for anything else.
     pub fn run<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
-        let enter = || {
-            move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
-                .map_err(|errno| self.not_entered(errno.into()))
-        };
         std::thread::scope(|scope| {
             let spawned = std::thread::Builder::new()
                 .name("netns".into())
-                .spawn_scoped(scope, || enter().map(|()| inside()));
+                .spawn_scoped(scope, || self.enter().map(|()| inside()));
             match spawned.map_err(|source| self.not_entered(source))?.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
