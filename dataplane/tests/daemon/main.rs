@@ -15,6 +15,7 @@ mod disk;
 #[cfg(feature = "dpdk")]
 mod dpdk;
 mod hostile;
+mod hostile6;
 mod interop;
 mod ledger;
 mod link;
