@@ -14,6 +14,7 @@ mod crash;
 mod disk;
 #[cfg(feature = "dpdk")]
 mod dpdk;
+mod greeting;
 mod hostile;
 mod hostile6;
 mod interop;
