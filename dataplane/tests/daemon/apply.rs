@@ -2,7 +2,7 @@
 //! which not one packet may be lost; and applies that fail and change nothing.
 
 use crate::process::{Daemon, OUTBOARD, until};
-use crate::world::{GATEWAY, Host, Options, Tenant, World};
+use crate::world::{Family, Host, Options, Tenant, World};
 use rustix::process::Signal;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ const EVERY_S: &str = "0.005";
 /// Applies under traffic, at least.
 const ROUNDS: usize = 20;
 
-/// What comes and goes beside the tenants of the world.
+/// What comes and goes beside the tenants of the world; of a world of IPv6 see [`World::more`].
 const MORE: &str = "
 [[vpc]]
 name = 'pink'
@@ -91,6 +91,18 @@ fn without(text: &str, kind: &str, name: &str) -> String {
 }
 
 impl World {
+    /// [`MORE`] in the world's family.
+    fn more(&self) -> String {
+        let v6 = [
+            ("gateway = '10.0.0.254'", "gateway6 = 'fd00::fe'"),
+            ("'10.0.1.0/24'", "'fd00:1::/64'"),
+            ("192.0.2.", "2001:db8::"),
+            ("address = '10.0.0.1/24'", "address6 = 'fd00::1/64'"),
+        ];
+        let v6 = v6.iter().filter(|_| self.gateway.is_ipv6());
+        v6.fold(MORE.to_owned(), |text, (from, to)| text.replace(from, to))
+    }
+
     fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.scratch.0.join(name);
         let text = text.replace("SCRATCH", &self.scratch.0.display().to_string());
@@ -153,16 +165,41 @@ fn add_interface(host: &Host) {
     host.netns.ip("link set extra-peer up");
 }
 
-#[test]
-fn what_does_not_differ_loses_no_packet() {
-    let (world, a, b) = World::running(Options::default());
+/// Makes tests of every function, for both families.
+macro_rules! both {
+    ($($name:ident)*) => {
+        mod v4 {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::world::Options::default());
+            })*
+        }
+
+        mod v6 {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::world::Options::v6());
+            })*
+        }
+    };
+}
+
+both! {
+    what_does_not_differ_loses_no_packet
+    a_route_follows_and_counts_go_on
+    an_uplink_comes_and_goes
+}
+
+fn what_does_not_differ_loses_no_packet(options: Options) {
+    let (world, a, b) = World::running(options);
     let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
     add_interface(&world.b);
     let base = world.b.text();
     let third = world.b.tenant("blue3");
-    let more = format!("{base}{MORE}");
+    let more = base.clone() + &world.more();
     let less = without(&without(&without(&base, "port", "red"), "vpc", "red"), "port", "green");
-    let moved = more.replace("10.0.0.1/24", "10.0.0.9/24").replace("192.0.2.77", "192.0.2.78");
+    let moved = [("'10.0.0.1/24", "'10.0.0.9/24"), ("'fd00::1/64", "'fd00::9/64"), ("77'", "78'")];
+    let moved = moved.iter().fold(more.clone(), |text, (from, to)| text.replace(from, to));
     let files = [("more", &more), ("moved", &moved), ("less", &less), ("base", &base)]
         .map(|(name, text)| world.file(&format!("b-{name}.toml"), text));
     let mut flows = [
@@ -181,25 +218,25 @@ fn what_does_not_differ_loses_no_packet() {
     // What came back works, too.
     let red = (world.a.tenant("red"), world.b.tenant("red"));
     red.0.reaches(red.1.address);
-    red.1.reaches(GATEWAY);
+    red.1.reaches(world.gateway);
     a.stop(Signal::TERM);
     b.stop(Signal::TERM);
     crate::clean::nothing_is_left(&world, &world.b);
 }
 
-#[test]
-fn a_route_follows_an_apply_and_counts_go_on() {
-    let (world, a, b) = World::running(Options::default());
+fn a_route_follows_and_counts_go_on(options: Options) {
+    let (world, a, b) = World::running(options);
     let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
     let base = world.a.text();
-    let nowhere =
-        world.file("a-nowhere.toml", &base.replace("via = '192.0.2.2'", "via = '192.0.2.66'"));
+    let (there, nobody) = (world.b.vtep, options.underlay.host(66));
+    let text = base.replace(&format!("via = '{there}'"), &format!("via = '{nobody}'"));
+    let nowhere = world.file("a-nowhere.toml", &text);
     let before = a.port("blue");
     let shown = world.a.apply(&nowhere, &["--dry-run"]);
     assert_eq!(shown.status.code(), Some(3));
     let text = String::from_utf8_lossy(&shown.stdout);
     assert!(text.contains("~   vpc \"blue\" (in place)"), "{text}");
-    assert!(text.contains("= via 192.0.2.66 (was via 192.0.2.2)"), "{text}");
+    assert!(text.contains(&format!("= via {nobody} (was via {there})")), "{text}");
     assert!(near.pings(far.address, "-c 3"), "a dry run changed something");
     world.a.applies(&nowhere);
     assert!(!near.pings(far.address, "-c 1"));
@@ -214,6 +251,62 @@ fn a_route_follows_an_apply_and_counts_go_on() {
     assert_eq!(text.trim(), r#"{"difference":{"changes":[],"refusals":[]},"outcome":"not_tried"}"#);
     a.stop(Signal::TERM);
     b.stop(Signal::TERM);
+}
+
+/// A second uplink, over which the green tenants reach each other while it is there.
+fn an_uplink_comes_and_goes(options: Options) {
+    let (world, a, b) = World::running(options);
+    let peer = world.b.netns.name();
+    world.a.netns.ip(&format!("link add second mtu 9000 type veth peer name second netns {peer}"));
+    world.b.netns.ip("link set second mtu 9000");
+    let (green, len) =
+        ((world.a.tenant("green"), world.b.tenant("green")), options.underlay.prefix_len());
+    let second = |last: u8| match options.underlay {
+        Family::V4 => IpAddr::from([198, 51, 100, last]),
+        Family::V6 => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, u16::from(last)]),
+    };
+    let key = if second(1).is_ipv6() { "vtep6" } else { "vtep" };
+    let mut files = Vec::new();
+    for (host, own, far, to) in
+        [(&world.a, 1, 2, green.1.address), (&world.b, 2, 1, green.0.address)]
+    {
+        host.netns.ip("link set second up");
+        host.netns.allow_ipv6("second");
+        host.netns.ip(&format!("address add {}/{len} dev second", second(own)));
+        let uplink = format!(
+            "[[uplink]]\nname = 'up2'\ninterface = 'second'\n{key} = '{}'\n[[uplink]]\n",
+            second(own)
+        );
+        let bits = if to.is_ipv6() { 128 } else { 32 };
+        let route = format!("[[vpc.route]]\nto = '{to}/{bits}'\nvia = '{}'\n", second(far));
+        let base = host.text();
+        let (before, after) = base.split_once("[[uplink]]\n").unwrap();
+        let name = |what: &str| format!("{own}-{what}.toml");
+        let with = format!("{before}{route}{uplink}{after}");
+        files.push((host, world.file(&name("with"), &with), world.file(&name("base"), &base)));
+    }
+    let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    let third = world.b.tenant("blue3");
+    let mut flows = [
+        Flow::start(near, far.address),
+        Flow::start(far, near.address),
+        Flow::start(third, near.address),
+    ];
+    let mut rounds = 0;
+    while rounds < ROUNDS / 4 || !flows.iter_mut().all(Flow::has_ended) {
+        assert!(!green.0.pings(green.1.address, "-c 1"));
+        files.iter().for_each(|(host, with, _)| drop(host.applies(with)));
+        green.0.reaches(green.1.address);
+        green.1.reaches(green.0.address);
+        assert!(a.port("up2").tx_packets > 0 && b.port("up2").tx_packets > 0);
+        files.iter().for_each(|(host, _, base)| drop(host.applies(base)));
+        assert!(!world.a.has_program("second") && !world.b.has_program("second"));
+        rounds += 1;
+    }
+    flows.into_iter().for_each(Flow::lost_nothing);
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+    crate::clean::nothing_is_left(&world, &world.b);
 }
 
 /// The uplink takes tunnel packets for its new addresses, and the others no longer.
@@ -293,6 +386,46 @@ fn what_cannot_be_changes_nothing() {
     }
     flow.lost_nothing();
     world.all_reach();
+    a.stop(Signal::TERM);
+    b.stop_having_refused(Signal::TERM);
+}
+
+/// A file that contradicts itself, given to the command and then as the daemon's own.
+#[test]
+fn a_file_that_contradicts_itself_changes_nothing() {
+    let (world, a, b) = World::running(Options::default());
+    let base = world.b.text();
+    // Two ports of one VPC with one address, and a port in a VPC that there is not; each named
+    // with its place.
+    let broken = base.replace("'10.0.0.3/24'", "'10.0.0.2/24'").replace(
+        "name = 'red'\ninterface = 'red'\nvpc = 'red'",
+        "name = 'red'\ninterface = 'red'\nvpc = 'rod'",
+    );
+    let line = |text: &str| 1 + broken[..broken.find(text).unwrap()].matches('\n').count();
+    let twice = broken.rfind("'10.0.0.2/24'").unwrap();
+    let twice = 1 + broken[..twice].matches('\n').count();
+    let file = world.file("b-broken.toml", &broken);
+    let before = world.b.state(&b, &world);
+    let flow = Flow::start(world.a.tenant("blue"), world.b.tenant("blue").address);
+    let refused = world.b.apply(&file, &[]);
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    for line in [line("vpc = 'rod'"), twice] {
+        assert!(stderr.contains(&format!("b-broken.toml:{line}:")), "{stderr}");
+    }
+    assert!(stderr.contains("2 mistakes in"), "{stderr}");
+    std::fs::write(&world.b.config, &broken).unwrap();
+    for times in 1..=3 {
+        b.signal(Signal::HUP);
+        let words = "nothing was changed: ";
+        until("the log tells", || (b.log().matches(words).count() == times).then_some(()));
+    }
+    until("all is as before", || (world.b.state(&b, &world) == before).then_some(()));
+    flow.lost_nothing();
+    world.all_reach();
+    // The daemon goes on from what it had, not from what it was told.
+    std::fs::write(&world.b.config, &base).unwrap();
+    assert_eq!(world.b.apply(&world.b.config, &["--dry-run"]).status.code(), Some(0));
     a.stop(Signal::TERM);
     b.stop_having_refused(Signal::TERM);
 }

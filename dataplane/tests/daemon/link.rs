@@ -28,10 +28,39 @@ impl Drop for Flow {
     }
 }
 
-#[test]
-fn traffic_flows_again_after_the_underlay_was_down() {
-    let (world, a, b) = World::running(Options::default());
+/// Makes tests of every function, for both families.
+macro_rules! both {
+    ($($name:ident)*) => {
+        mod v4 {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::world::Options::default());
+            })*
+        }
+
+        mod v6 {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::world::Options::v6());
+            })*
+        }
+    };
+}
+
+both! {
+    underlay_goes_down
+    underlay_changes
+    tenant_goes_down
+    tenant_vanishes
+    all_is_made_anew
+}
+
+/// Traffic flows again after the underlay was down.
+fn underlay_goes_down(options: Options) {
+    let (world, a, b) = World::running(options);
     let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
+    // As the kernel does with those of IPv4.
+    world.a.netns.sysctl("net/ipv6/conf/veth/keep_addr_on_down", "1");
     let _flows = [Flow::start(near, far), Flow::start(far, near)];
     for _ in 0..2 {
         let before = a.drops("blue", "no_underlay_route");
@@ -44,19 +73,22 @@ fn traffic_flows_again_after_the_underlay_was_down() {
         world.all_reach();
         assert_eq!(a.port("up").mode, "native");
     }
-    let log = a.log();
-    assert!(log.contains("far end 192.0.2.2: no route over an uplink that is up"), "{log}");
-    assert!(log.contains("far end 192.0.2.2: over veth to "), "{log}");
+    let (log, far_end) = (a.log(), world.b.vtep);
+    let gone = format!("far end {far_end}: no route over an uplink that is up");
+    assert!(log.contains(&gone), "{log}");
+    assert!(log.contains(&format!("far end {far_end}: over veth to ")), "{log}");
     drop(_flows);
     a.stop(Signal::TERM);
     b.stop(Signal::TERM);
 }
 
-#[test]
-fn a_new_underlay_address_is_followed() {
-    let (world, a, b) = World::running(Options::default());
+/// A new underlay address is followed.
+fn underlay_changes(options: Options) {
+    let (world, a, b) = World::running(options);
     let _flow = Flow::start(world.a.tenant("red"), world.b.tenant("red"));
     let mac = "02:00:5e:10:00:01";
+    // IPv4's question for the next hop tells the new address; IPv6's comes from the link-local one.
+    world.b.netns.sysctl("net/ipv6/conf/veth/ndisc_notify", "1");
     world.b.netns.ip(&format!("link set veth address {mac}"));
     until("the other host knows", || a.log().contains(mac).then_some(()));
     world.all_reach();
@@ -65,9 +97,9 @@ fn a_new_underlay_address_is_followed() {
     b.stop(Signal::TERM);
 }
 
-#[test]
-fn a_tenant_that_was_down_is_reached_again() {
-    let (world, a, b) = World::running(Options::default());
+/// A tenant that was down is reached again.
+fn tenant_goes_down(options: Options) {
+    let (world, a, b) = World::running(options);
     let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
     let _flow = Flow::start(far, near);
     for (netns, interface) in [(&near.netns, "eth0"), (&world.a.netns, "blue")] {
@@ -78,6 +110,10 @@ fn a_tenant_that_was_down_is_reached_again() {
         assert_eq!(a.port("blue").mode, "down");
         let _ = before;
         netns.ip(&format!("link set {interface} up"));
+        if near.address.is_ipv6() {
+            // The kernel has taken the addresses away.
+            world.a.attach(near);
+        }
         far.reaches(near.address);
         near.reaches(far.address);
     }
@@ -86,9 +122,9 @@ fn a_tenant_that_was_down_is_reached_again() {
     b.stop(Signal::TERM);
 }
 
-#[test]
-fn a_tenant_that_vanishes_disturbs_nobody() {
-    let (world, a, b) = World::running(Options::default());
+/// A tenant that vanishes disturbs nobody, and comes back several times.
+fn tenant_vanishes(options: Options) {
+    let (world, a, b) = World::running(options);
     let (near, far) = (world.a.tenant("blue"), world.b.tenant("blue"));
     let flow = Flow::start(far, near);
     // What happens when a container ends: its end goes, and with it the host's.
@@ -114,9 +150,9 @@ fn a_tenant_that_vanishes_disturbs_nobody() {
     nothing_is_left(&world, &world.a);
 }
 
-#[test]
-fn a_port_of_two_queues_and_an_uplink_are_made_anew() {
-    let (world, a, b) = World::running(Options::default());
+/// A port of two queues and an uplink are made anew.
+fn all_is_made_anew(options: Options) {
+    let (world, a, b) = World::running(options);
     let (near, far) = (world.b.tenant("red"), world.a.tenant("red"));
     run("ip", &["-n", near.netns.name(), "link", "del", "eth0"]);
     world.b.attach(near);
