@@ -148,9 +148,51 @@ fn wrong_use_is_told_with_its_remedy() {
     }
 }
 
+/// A document of a suite with one ratio of five runs.
+fn ratio(id: &str, factor: f64) -> String {
+    let runs: Vec<f64> = [1.0, 1.01, 0.99, 1.02, 1.0].map(|run| run * factor).into();
+    let target = serde_json::json!({
+        "id": id, "unit": "ratio", "runs": runs, "value": factor, "want": "<= 9", "met": true,
+        "threads": [], "cause": "",
+    });
+    serde_json::json!({ "targets": [target] }).to_string()
+}
+
+#[test]
+fn compare_says_by_its_exit_code_what_became_of_the_figures() {
+    let scratch = Scratch::new("compare");
+    let file = |name: &str, text: String| {
+        std::fs::write(scratch.path(name), text).unwrap();
+        scratch.path(name)
+    };
+    let base = file("base.json", ratio("some-ratio", 1.0));
+    let slower = file("slower.json", ratio("some-ratio", 1.5));
+    let other = file("other.json", ratio("another-ratio", 1.0));
+    let compared = scratch.path("compared.json");
+    for (old, new, code, words) in [
+        (&base, &base, 0, "0 worse, 0 better"),
+        (&slower, &base, 0, "0 worse, 1 better"),
+        (&base, &slower, 3, "1 worse, 0 better"),
+        (&base, &other, 1, "have no figure in common; compare documents of the same suite"),
+    ] {
+        let output = bench(&["compare", old, new, "--json", &compared]);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains(words), "{text}");
+        if code != 1 {
+            assert_eq!(json(&compared)["regressions"], u64::from(code == 3));
+        }
+    }
+    // What is no document cannot be compared either.
+    let text = file("text.json", "faster!".into());
+    assert_eq!(bench(&["compare", &base, &text]).status.code(), Some(1));
+    assert_eq!(bench(&["compare", &base, &scratch.path("missing.json")]).status.code(), Some(1));
+}
+
 #[test]
 fn every_command_explains_itself() {
-    for command in ["udp", "afxdp", "vhost-blk", "file", "reference", "suite", "report"] {
+    for command in ["udp", "afxdp", "vhost-blk", "file", "reference", "suite", "report", "compare"]
+    {
         let output = bench(&[command, "--help"]);
         assert!(output.status.success() && said(&output).contains("Example"), "{command}");
     }

@@ -1,7 +1,7 @@
 //! The `outboard` command as a user runs it.
 
 use outboard::control::api::Api;
-use outboard::control::stats::{PortStats, Stats};
+use outboard::control::stats::{DiskStats, PortStats, Stats, VpcStats};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -100,4 +100,43 @@ fn stats_prints_tables_or_json() {
     ends(&outboard(&["stats", "--config", &file]), 0, &stats.to_string(), "");
     let json = outboard(&["stats", "--socket", &socket.display().to_string(), "--json"]);
     assert_eq!(serde_json::from_slice::<Stats>(&json.stdout).unwrap(), stats);
+}
+
+#[test]
+fn stats_shows_what_is_named_and_nothing_else() {
+    let scratch = Scratch::new("only");
+    let socket = scratch.0.join("a.sock");
+    let port = |name: &str| PortStats { name: name.into(), ..PortStats::default() };
+    let vpc = |name: &str| VpcStats { name: name.into(), ..VpcStats::default() };
+    let disk = |name: &str| DiskStats { name: name.into(), ..DiskStats::default() };
+    let stats = Stats {
+        instance: "a".into(),
+        ports: vec![port("web"), port("db"), port("up")],
+        vpcs: vec![vpc("blue"), vpc("red")],
+        disks: vec![disk("vda"), disk("vdb")],
+        ..Stats::default()
+    };
+    let _api = Api::start(&socket, move || stats.clone()).unwrap();
+    let named = |arguments: &[&str]| {
+        let socket = socket.display().to_string();
+        outboard(&[&["stats", "--json", "--socket", &socket], arguments].concat())
+    };
+    for (arguments, wanted) in [
+        (&["--port", "up", "--port", "web"][..], "web up"),
+        (&["--vpc", "red"], "red"),
+        (&["--disk", "vdb"], "vdb"),
+        (&["-p", "db", "--vpc", "blue", "-d", "vda"], "db blue vda"),
+    ] {
+        let output = named(arguments);
+        let left: Stats = serde_json::from_slice(&output.stdout).unwrap();
+        let ports = left.ports.iter().map(|it| it.name.as_str());
+        let vpcs = left.vpcs.iter().map(|it| it.name.as_str());
+        let disks = left.disks.iter().map(|it| it.name.as_str());
+        let names: Vec<&str> = ports.chain(vpcs).chain(disks).collect();
+        assert_eq!(names.join(" "), wanted);
+    }
+    let stderr = "error: no VPC is named \"bleu\"; did you mean `blue`?\n";
+    ends(&named(&["--vpc", "bleu"]), 1, "", stderr);
+    let stderr = "error: no disk is named \"vdx\"; did you mean `vda`?\n";
+    ends(&named(&["--disk", "vdx"]), 1, "", stderr);
 }

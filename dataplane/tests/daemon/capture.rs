@@ -131,6 +131,8 @@ fn both_workers_of_a_port_are_seen_and_packets_are_cut_to_the_snap_length() {
     let (world, a, b) = World::running(Options::default());
     let arguments = ["--port", "red", "--stage", "in", "--snap", "60", "icmp and greater 140"];
     let mut red = Capture::on(&world, &world.b, "red", &arguments);
+    let arguments = ["--port", "red", "--stage", "out", "icmp and greater 140"];
+    let mut out = Capture::on(&world, &world.b, "out", &arguments);
     // Each ping is a flow of its own to the steering: both queues get some.
     for _ in 0..10 {
         assert!(world.b.tenant("red").pings(world.a.tenant("red").address, "-c 1 -s 100"));
@@ -138,6 +140,12 @@ fn both_workers_of_a_port_are_seen_and_packets_are_cut_to_the_snap_length() {
     red.interrupted(10);
     let seen = tshark(&red.file, &["frame.len", "frame.cap_len"]);
     assert_eq!(seen, vec!["142\t60"; 10]);
+    // What goes to the tenant are the answers, and they alone.
+    out.interrupted(10);
+    let (from, to) = (world.a.tenant("red").address, world.b.tenant("red").address);
+    let fields = ["ip.src", "ip.dst", "icmp.type", "frame.packet_flags_direction"];
+    let seen = tshark(&out.file, &fields);
+    assert_eq!(seen, vec![format!("{from}\t{to}\t0\t0x00000002"); 10]);
     stop(a, b);
 }
 

@@ -96,3 +96,31 @@ fn volumes(world: &World) {
     refuse(world, ram, "kind = 'mem'\nsize = '1000TiB'\n", words);
     assert!(!std::path::Path::new(&missing).exists());
 }
+
+/// Capabilities that ports need, each taken away alone (SYS_ADMIN would stand in for two of them).
+#[test]
+fn capabilities_that_are_missing() {
+    let world = World::new(Options { more: DISK, ..Options::default() });
+    // In the namespace already: moving there takes a capability, too.
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).args(["run", "--config"]).arg(&world.a.config);
+        world.a.netns.within(|| command.output().unwrap())
+    };
+    for (without, name) in [
+        ("-net_admin", "CAP_NET_ADMIN"),
+        ("-net_raw", "CAP_NET_RAW"),
+        ("-sys_admin,-bpf", "CAP_BPF"),
+        ("-sys_admin,-perfmon", "CAP_PERFMON"),
+        ("-net_raw,-net_admin", "CAP_NET_ADMIN, CAP_NET_RAW"),
+    ] {
+        let output = run("setpriv", &["--bounding-set", without, OUTBOARD]);
+        refused(&output, &format!("missing {name}, which AF_XDP ports need; run as root"));
+        nothing_is_left(&world, &world.a);
+    }
+    // Locked memory: the limit may be high enough without the capability.
+    let limited = ["--memlock=1048576", "setpriv", "--bounding-set", "-ipc_lock", OUTBOARD];
+    let output = run("prlimit", &limited);
+    refused(&output, "exceeds the limit of 1 MiB of locked memory; grant CAP_IPC_LOCK");
+    nothing_is_left(&world, &world.a);
+}
