@@ -1,6 +1,7 @@
 //! The daemon and Linux: on the far host there is no Outboard but the kernel's own VXLAN device,
 //! which checks every outer header that comes and makes those that go.
 
+use crate::netns::errors::{self, Told};
 use crate::netns::{Namespace, run};
 use crate::process::{Daemon, PATIENCE, until};
 use crate::traffic::exchange;
@@ -13,6 +14,9 @@ const FAR_MAC: &str = "02:00:00:00:00:07";
 /// MTU of the network between the hosts, and of the tenants.
 const UNDERLAY_MTU: u32 = 9000;
 const TENANT_MTU: u32 = 8930;
+
+/// Where nobody listens: traceroute's first port.
+const CLOSED_PORT: u16 = 33_434;
 
 /// A far host of the kernel, and what is between.
 struct Lab {
@@ -239,6 +243,27 @@ fn the_gateway_is_a_hop(underlay: Family, inner: Family) {
     daemon.stop(Signal::TERM);
 }
 
+/// A route is traced to its end, as traceroute does it: first the gateway, then the far tenant.
+fn a_route_is_traced_to_its_end(underlay: Family, inner: Family) {
+    let lab = Lab::new(underlay, inner, "udpcsum");
+    let daemon = lab.run();
+    let (tenant, there) = (lab.tenant(), lab.there());
+    // Time exceeded and port unreachable (RFC 792, RFC 4443 section 3).
+    let (gateway, exceeded, unreachable) = match inner {
+        Family::V4 => (IpAddr::from(GATEWAY), (11, 0), (3, 3)),
+        Family::V6 => (GATEWAY6.parse().unwrap(), (3, 0), (1, 4)),
+    };
+    for (hops, by, what) in [(1, gateway, exceeded), (2, there, unreachable)] {
+        let open = || UdpSocket::bind((tenant.address, 0)).unwrap();
+        let socket = tenant.netns.within(open);
+        errors::watch(&socket, hops);
+        socket.send_to(b"how far is it?", (there, CLOSED_PORT)).unwrap();
+        let told = until(&format!("hop {hops} tells"), || errors::next(&socket));
+        assert_eq!(told, Told { by, what });
+    }
+    daemon.stop(Signal::TERM);
+}
+
 /// The far host does not answer: the tenant is told, once its packet has waited in vain.
 fn a_silent_far_host_is_told_of(underlay: Family, inner: Family) {
     let lab = Lab::new(underlay, inner, "udpcsum");
@@ -278,6 +303,11 @@ macro_rules! matrix {
             #[test]
             fn the_gateway_is_a_hop() {
                 super::the_gateway_is_a_hop(Family::$underlay, Family::$inner);
+            }
+
+            #[test]
+            fn a_route_is_traced_to_its_end() {
+                super::a_route_is_traced_to_its_end(Family::$underlay, Family::$inner);
             }
 
             #[test]

@@ -2,6 +2,7 @@
 //! Names carry the process id; everything is removed on drop, also when the test fails.
 #![allow(dead_code, reason = "every test file uses its own part of it")]
 
+pub mod errors;
 pub mod packet;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
