@@ -8,11 +8,13 @@ mod program;
 
 use crate::error::Error;
 use program::{Outcome, Program};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// Seeds of a run that is to end in a minute or two.
 pub const SEEDS: u64 = 200;
+/// Seeds from which on everything of the program's floor must have been reached.
+const ENOUGH_SEEDS: u64 = 10;
 /// Seeds with `--long`.
 pub const LONG_SEEDS: u64 = 2_000;
 
@@ -93,14 +95,28 @@ fn simulate(first: u64, count: u64) -> Result<Report, Error> {
         reached: BTreeMap::new(),
         failures: Vec::new(),
     };
-    for Outcome { reached, events, failure } in outcomes {
+    let mut floor = BTreeSet::new();
+    for Outcome { reached, floor: wanted, events, failure } in outcomes {
         report.events += events;
+        floor.extend(wanted);
         report.failures.extend(failure.map(|failure| failure.text));
         for (name, times) in reached {
             *report.reached.entry(name).or_default() += times;
         }
     }
+    if count >= ENOUGH_SEEDS && report.failures.is_empty() {
+        report.failures.extend(below(&floor, &report.reached));
+    }
     Ok(report)
+}
+
+/// What to say of a floor that was not reached by all seeds together.
+fn below(floor: &BTreeSet<String>, reached: &BTreeMap<String, u64>) -> Option<String> {
+    let missing: Vec<_> = floor.iter().filter(|name| !reached.contains_key(*name)).collect();
+    if floor.is_empty() {
+        return Some("the program names no floor: update how its lines are read".into());
+    }
+    (!missing.is_empty()).then(|| format!("never reached by any seed: {missing:?}"))
 }
 
 impl Report {
@@ -130,5 +146,20 @@ impl Report {
              reached; {outcome}",
             self.reached.len(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floor_is_checked_over_what_all_reached() {
+        let floor: BTreeSet<String> = ["a.one", "a.two"].map(String::from).into();
+        let mut reached = BTreeMap::from([("a.one".to_owned(), 3), ("b".to_owned(), 1)]);
+        assert_eq!(below(&floor, &reached).unwrap(), "never reached by any seed: [\"a.two\"]");
+        reached.insert("a.two".into(), 1);
+        assert_eq!(below(&floor, &reached), None);
+        assert!(below(&BTreeSet::new(), &reached).is_some());
     }
 }

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::process;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ pub struct Program {
 pub struct Outcome {
     /// States and reasons that were reached, and how often.
     pub reached: BTreeMap<String, u64>,
+    /// Those that enough seeds must reach.
+    pub floor: BTreeSet<String>,
     /// Events of all of its seeds.
     pub events: u64,
     /// What went wrong.
@@ -116,6 +118,7 @@ impl Program {
                     let times = times.parse::<u64>().unwrap_or(0);
                     *outcome.reached.entry(name.to_owned()).or_default() += times;
                 }
+                ["floor", name] => drop(outcome.floor.insert(name.to_owned())),
                 _ => {}
             }
         }
