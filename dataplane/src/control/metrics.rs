@@ -156,6 +156,11 @@ fn general(text: &mut Text, stats: &Stats) {
         ("outboard_flow_misses_total", "Packets whose flow had to be worked out.", switch.misses),
         ("outboard_flow_evictions_total", "Flows that made room for others.", switch.evictions),
         (
+            "outboard_flow_over_share_total",
+            "Flows evicted or not remembered because their VPC had more than its share.",
+            switch.over_share,
+        ),
+        (
             "outboard_icmp_errors_sent_total",
             "ICMP and ICMPv6 errors that told senders why.",
             switch.errors_sent,

@@ -133,6 +133,7 @@ impl Snapshot {
             stats.hits += handle.switch.hits.get();
             stats.misses += handle.switch.misses.get() + handle.switch.recompiles.get();
             stats.evictions += handle.switch.evictions.get();
+            stats.over_share += handle.switch.over_share.get();
             stats.errors_sent += handle.switch.errors_sent.get();
             stats.errors_withheld += handle.switch.errors_withheld.get();
         }

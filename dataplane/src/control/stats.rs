@@ -130,6 +130,8 @@ pub struct SwitchStats {
     pub misses: u64,
     /// Flows that made room for others.
     pub evictions: u64,
+    /// Flows that were evicted, or not remembered, because their VPC had more than its share.
+    pub over_share: u64,
     /// ICMP and ICMPv6 errors that told senders why.
     pub errors_sent: u64,
     /// Errors that were not sent, because the sender had been told often enough.
@@ -342,8 +344,10 @@ impl Stats {
         }
         table.print(f)?;
         if !self.ports.is_empty() {
-            let SwitchStats { hits, misses, evictions, errors_sent, errors_withheld } = self.switch;
-            writeln!(f, "\nflow cache: {hits} hits, {misses} misses, {evictions} evictions")?;
+            let SwitchStats { hits, misses, evictions, over_share, .. } = self.switch;
+            let SwitchStats { errors_sent, errors_withheld, .. } = self.switch;
+            write!(f, "\nflow cache: {hits} hits, {misses} misses, {evictions} evictions, ")?;
+            writeln!(f, "{over_share} over a VPC's share")?;
             writeln!(f, "ICMP errors: {errors_sent} sent, {errors_withheld} withheld")?;
         }
         let mut table = Table::new(&["port", "XDP outcome", "#packets"]);
@@ -520,6 +524,7 @@ pub(crate) mod tests {
                 hits: 1900,
                 misses: 100,
                 evictions: 0,
+                over_share: 0,
                 errors_sent: 3,
                 errors_withheld: 1,
             },
@@ -566,7 +571,7 @@ port      interface  mode    rx packets  rx bytes  tx packets  tx bytes  dropped
 uplink    eth1       down             0         0           0         0        0
 blue-web  ob-blue    native        2000    128000        1980    126720       16
 
-flow cache: 1900 hits, 100 misses, 0 evictions
+flow cache: 1900 hits, 100 misses, 0 evictions, 0 over a VPC's share
 ICMP errors: 3 sent, 1 withheld
 
 port      XDP outcome  packets

@@ -5,6 +5,11 @@
 //! its other bucket, and where none can the flow of the eight that was seen longest ago is
 //! evicted. The size is fixed; nothing here allocates after `new`.
 //!
+//! Room that nobody else wants is for everybody. Where it is short, a VPC that has more than its
+//! share (the size by the number of VPCs with flows) gives way: its flows are evicted first, and
+//! a new one of its own for which nobody over the share has to go is not remembered. So a tenant
+//! that makes flows without end costs the flows of its own VPC, and of no other.
+//!
 //! The hash is keyed by a seed, so that nobody outside can choose flows that share buckets.
 //!
 //! The addresses of IPv6 do not fit into a key: it has a keyed digest of them instead, and the
@@ -15,6 +20,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Flows in a bucket.
 const WAYS: usize = 4;
+/// VPCs that are counted apart: as many as a plan can have.
+const VPCS: usize = 1024;
 /// The fewest flows that a cache can have: one bucket.
 pub const MIN_FLOWS: u32 = WAYS as u32;
 
@@ -186,6 +193,50 @@ impl Bucket {
     }
 }
 
+/// What became of a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inserted {
+    /// There was room.
+    IntoRoom,
+    /// In the place of the one that was seen longest ago.
+    Evicting,
+    /// In the place of one whose VPC has more than its share.
+    EvictingSurplus,
+    /// Nowhere: its own VPC has more than its share.
+    Refused,
+}
+
+/// How many flows each VPC has.
+#[derive(Debug)]
+struct Held {
+    flows: Box<[u32; VPCS]>,
+    /// VPCs that have any.
+    vpcs: u32,
+}
+
+impl Held {
+    fn add(&mut self, key: Key) {
+        let flows = &mut self.flows[usize::from(key.vpc()) % VPCS];
+        self.vpcs += u32::from(*flows == 0);
+        *flows += 1;
+    }
+
+    /// Takes away what lay in a place, if anything did.
+    fn remove(&mut self, key: Key) {
+        if !key.is_empty() {
+            let flows = &mut self.flows[usize::from(key.vpc()) % VPCS];
+            *flows -= 1;
+            self.vpcs -= u32::from(*flows == 0);
+        }
+    }
+
+    /// Whether the VPC of `key` has more than its share of a cache of `size` flows.
+    fn is_over(&self, key: Key, size: usize) -> bool {
+        let flows = u64::from(self.flows[usize::from(key.vpc()) % VPCS]);
+        flows * u64::from(self.vpcs) > size as u64
+    }
+}
+
 /// A flow cache of fixed size.
 #[derive(Debug)]
 pub(super) struct FlowCache {
@@ -193,6 +244,7 @@ pub(super) struct FlowCache {
     /// The addresses of flows of IPv6; places are those of the flows. Pages that no such flow
     /// was in are never touched.
     addresses6: Box<[[Addresses6; WAYS]]>,
+    held: Held,
     seed: Seed,
 }
 
@@ -205,7 +257,8 @@ impl FlowCache {
         assert!(flows.is_power_of_two() && flows >= MIN_FLOWS, "{flows} flows in a cache");
         let buckets = vec![Bucket::EMPTY; flows as usize / WAYS].into_boxed_slice();
         let addresses6 = vec![[Addresses6([0; 4]); WAYS]; buckets.len()].into_boxed_slice();
-        FlowCache { buckets, addresses6, seed }
+        let held = Held { flows: Box::new([0; VPCS]), vpcs: 0 };
+        FlowCache { buckets, addresses6, held, seed }
     }
 
     /// Gives a key of IPv6 its addresses.
@@ -271,48 +324,61 @@ impl FlowCache {
         None
     }
 
-    /// Adds a flow that is not in the cache; whether another was evicted for it. `flow.seen` is
-    /// taken for the present.
+    /// Adds a flow that is not in the cache. `flow.seen` is taken for the present.
     pub(super) fn insert(
         &mut self,
         hash: u64,
         key: Key,
         addresses: &Addresses6,
         flow: Flow,
-    ) -> bool {
-        let (home, way, evicts) = self.place(hash, key, flow.seen);
+    ) -> Inserted {
+        let Some((home, way, inserted)) = self.place(hash, key, flow.seen) else {
+            return Inserted::Refused;
+        };
+        self.held.remove(self.buckets[home].keys[way]);
+        self.held.add(key);
         self.buckets[home].put(way, key, flow);
         if key.is_v6() {
             self.addresses6[home][way] = *addresses;
         }
-        evicts
+        inserted
     }
 
-    /// Where a flow that is not in the cache shall lie: bucket, place in it, and whether another
-    /// flow is evicted for it.
-    fn place(&mut self, hash: u64, key: Key, seen: u32) -> (usize, usize, bool) {
+    /// Where a flow that is not in the cache shall lie, bucket and place in it; `None` where it
+    /// would take a place from a VPC that has no more than its share.
+    fn place(&mut self, hash: u64, key: Key, seen: u32) -> Option<(usize, usize, Inserted)> {
         let homes = [self.first(hash), self.second(hash)];
         // Other addresses of the same digest: one of the two flows would never be found.
         for home in homes.into_iter().filter(|_| key.is_v6()) {
             if let Some(way) = self.buckets[home].position(key) {
-                return (home, way, true);
+                return Some((home, way, Inserted::Evicting));
             }
         }
         for home in homes {
             if let Some(way) = self.buckets[home].position(Key::EMPTY) {
-                return (home, way, false);
+                return Some((home, way, Inserted::IntoRoom));
             }
         }
         for home in homes {
             if let Some(way) = self.move_one(home) {
-                return (home, way, false);
+                // What was moved lies in its new place, too: here it is no longer.
+                self.buckets[home].keys[way] = Key::EMPTY;
+                return Some((home, way, Inserted::IntoRoom));
             }
         }
+        let size = self.buckets.len() * WAYS;
+        let places = homes.into_iter().flat_map(|home| (0..WAYS).map(move |way| (home, way)));
         let age =
             |&(home, way): &(usize, usize)| seen.wrapping_sub(self.buckets[home].flows[way].seen);
-        let places = homes.into_iter().flat_map(|home| (0..WAYS).map(move |way| (home, way)));
-        let (home, way) = places.max_by_key(age).unwrap_or((homes[0], 0));
-        (home, way, true)
+        let surplus =
+            |&(home, way): &(usize, usize)| self.held.is_over(self.buckets[home].keys[way], size);
+        if let Some((home, way)) = places.clone().filter(surplus).max_by_key(age) {
+            return Some((home, way, Inserted::EvictingSurplus));
+        }
+        if self.held.is_over(key, size) {
+            return None;
+        }
+        places.max_by_key(age).map(|(home, way)| (home, way, Inserted::Evicting))
     }
 
     /// Moves one flow of a full bucket to its other one; the place that became free.
@@ -448,7 +514,28 @@ mod tests {
 
     fn put(cache: &mut FlowCache, n: u32, seen: u32) -> bool {
         let hash = cache.hash(key(n));
-        cache.insert(hash, key(n), &NO_ADDRESSES, flow(n, seen))
+        cache.insert(hash, key(n), &NO_ADDRESSES, flow(n, seen)) != Inserted::IntoRoom
+    }
+
+    /// Adds the n-th flow of a VPC.
+    fn put_of(cache: &mut FlowCache, vpc: u16, n: u32, seen: u32) -> Inserted {
+        let key = key_of(vpc, n);
+        let inserted = cache.insert(cache.hash(key), key, &NO_ADDRESSES, flow(n, seen));
+        let mut held = [0; 4];
+        let keys = cache.places().map(|(key, ..)| key).filter(|key| !key.is_empty());
+        keys.for_each(|key| held[usize::from(key.vpc())] += 1);
+        assert_eq!(cache.held.flows[..4], held, "what is counted is what is there");
+        assert_eq!(cache.held.vpcs, held.iter().filter(|flows| **flows > 0).count() as u32);
+        inserted
+    }
+
+    fn key_of(vpc: u16, n: u32) -> Key {
+        Key { rest: key(n).rest & !0xff_ff00 | u64::from(vpc) << 8, ..key(n) }
+    }
+
+    fn flows_of(cache: &FlowCache, vpc: u16) -> usize {
+        let keys = cache.places().map(|(key, ..)| key);
+        keys.filter(|key| !key.is_empty() && key.vpc() == vpc).count()
     }
 
     fn has(cache: &mut FlowCache, n: u32) -> bool {
@@ -457,6 +544,29 @@ mod tests {
             assert_eq!(flow.transform, n);
             true
         })
+    }
+
+    #[test]
+    fn a_vpc_of_many_flows_evicts_its_own() {
+        let mut cache = FlowCache::new(256, Seed::new(7));
+        let quiet = 110;
+        for n in 0..quiet {
+            assert_eq!(put_of(&mut cache, 1, n, 0), Inserted::IntoRoom);
+        }
+        // All younger than those of the quiet one: by age alone they would stay.
+        let flood: Vec<_> = (0..10_000).map(|n| put_of(&mut cache, 2, n, 1 + n)).collect();
+        let count = |wanted| flood.iter().filter(|inserted| **inserted == wanted).count();
+        assert!(flows_of(&cache, 1) >= 100, "{} are left", flows_of(&cache, 1));
+        assert_eq!(flows_of(&cache, 1) + flows_of(&cache, 2), 256, "no room is left unused");
+        assert!((1..500).contains(&count(Inserted::Refused)), "{}", count(Inserted::Refused));
+        assert!(count(Inserted::EvictingSurplus) > 9_000);
+        // Whoever has less than its share takes it from whoever has more.
+        (0..quiet).for_each(|n| _ = put_of(&mut cache, 1, quiet + n, 20_000));
+        assert!(flows_of(&cache, 1) >= 120, "{}", flows_of(&cache, 1));
+        // A third one makes everybody's share smaller, and gets its own.
+        (0..1_000).for_each(|n| _ = put_of(&mut cache, 3, n, 30_000));
+        let held = [1, 2, 3].map(|vpc| flows_of(&cache, vpc));
+        assert!(held.iter().all(|flows| (60..120).contains(flows)), "{held:?}");
     }
 
     /// The same for IPv6: every bit of both addresses tells flows apart.
@@ -474,7 +584,10 @@ mod tests {
         for n in 0..300 {
             assert!(!put(&mut cache, n, 0));
             let (key, addresses) = key6(&cache, n);
-            assert!(!cache.insert(cache.hash(key), key, &addresses, flow(n + 1000, 0)));
+            assert_eq!(
+                cache.insert(cache.hash(key), key, &addresses, flow(n + 1000, 0)),
+                Inserted::IntoRoom
+            );
         }
         assert!((0..300).all(|n| has(&mut cache, n)));
         for n in 0..300 {
@@ -489,7 +602,8 @@ mod tests {
         }
         let (key, addresses) = key6(&cache, 5);
         let other = Addresses6([9; 4]);
-        assert!(cache.insert(cache.hash(key), key, &other, flow(7, 0)), "takes the place");
+        let inserted = cache.insert(cache.hash(key), key, &other, flow(7, 0));
+        assert_eq!(inserted, Inserted::Evicting, "takes the place");
         assert!(cache.find(cache.hash(key), key, &addresses).is_none());
         assert_eq!(cache.find(cache.hash(key), key, &other).unwrap().transform, 7);
     }

@@ -30,7 +30,7 @@ use crate::counters::Counter;
 use crate::drop::DropReason;
 use crate::packet::{BURST, Packet, PortId};
 use arrayvec::ArrayVec;
-use flow::{Addresses6, Flow, FlowCache};
+use flow::{Addresses6, Flow, FlowCache, Inserted};
 use meter::Meter;
 use outboard_dma::{Chain, FreeList, prefetch};
 use outboard_wire::{ethernet, ipv4, ipv6, udp, vxlan};
@@ -73,6 +73,9 @@ pub struct SwitchCounters {
     pub recompiles: Counter,
     /// Flows that made room for another.
     pub evictions: Counter,
+    /// Flows that were evicted, or not remembered, because their VPC had more than its share of
+    /// the cache.
+    pub over_share: Counter,
     /// Packets that were turned into an ICMP error for their sender.
     pub errors_sent: Counter,
     /// Packets that were dropped because their sender had been told too often.
@@ -301,13 +304,25 @@ impl Switch {
         match compile(&self.tables, &seen, &addresses) {
             Ok(transform) => {
                 let flow = Flow { generation: self.generation, transform, seen: tick, far_end };
-                let evicted = self.flows.insert(hash, key, &addresses, flow);
-                self.counters.evictions.add(u64::from(evicted));
+                let inserted = self.flows.insert(hash, key, &addresses, flow);
+                self.count(inserted);
                 Step::Run { transform, inspect: true }
             }
             // Not cached: who scans addresses without a route shall not evict anybody's flows.
             Err(reason) => Step::Refused(reason),
         }
+    }
+
+    /// Takes note of what a new flow cost others, or itself.
+    fn count(&self, inserted: Inserted) {
+        let (evicted, over_share) = match inserted {
+            Inserted::IntoRoom => (0, 0),
+            Inserted::Evicting => (1, 0),
+            Inserted::EvictingSurplus => (1, 1),
+            Inserted::Refused => (0, 1),
+        };
+        self.counters.evictions.add(evicted);
+        self.counters.over_share.add(over_share);
     }
 
     /// Tells the sender of a packet that would be dropped, where there is something to tell.
