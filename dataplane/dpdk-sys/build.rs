@@ -27,7 +27,7 @@ mod link {
 
     /// What is called: functions of the libraries, and the shims.
     const FUNCTIONS: &str = "rte_eal_(init|iova_mode)|rte_extmem_register|rte_strerror|\
-        rte_mem_virt2iova|rte_dev_(probe|remove|dma_map|dma_unmap)|\
+        rte_mem_virt2iova|rte_dev_(probe|remove|dma_map|dma_unmap)|rte_eal_hotplug_remove|\
         rte_eth_dev_(get_port_by_name|info_get|configure|start|stop|close|get_mtu)|\
         rte_eth_dev_adjust_nb_rx_tx_desc|rte_eth_(rx|tx)_queue_setup|\
         rte_eth_promiscuous_enable|rte_pktmbuf_pool_create|rte_pktmbuf_pool_create_extbuf|\

@@ -146,6 +146,16 @@ void shim_free(struct rte_mbuf *mbuf)
     rte_pktmbuf_free(mbuf);
 }
 
+const char *shim_bus(const char *device)
+{
+    struct rte_devargs arguments = {0};
+
+    if (rte_devargs_parse(&arguments, device) != 0)
+        return NULL;
+    free(arguments.data);
+    return rte_bus_name(arguments.bus);
+}
+
 int shim_errno(void)
 {
     return rte_errno;

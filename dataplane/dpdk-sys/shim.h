@@ -2,7 +2,10 @@
  * mbufs are read and written here alone: their layout changes with DPDK's releases, and with the
  * flags that it was built with. */
 #include <rte_config.h>
+#include <stdlib.h>
+#include <rte_bus.h>
 #include <rte_dev.h>
+#include <rte_devargs.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
@@ -75,6 +78,8 @@ struct rte_mbuf *shim_alloc(struct rte_mempool *pool);
 /* Room for `len` more bytes at the end of the packet, or NULL. */
 void *shim_append(struct rte_mbuf *mbuf, uint16_t len);
 void shim_free(struct rte_mbuf *mbuf);
+/* The name of the bus that such a device would be on; NULL where none takes it. */
+const char *shim_bus(const char *device);
 int shim_errno(void);
 int shim_has_lcore(void);
 int shim_link_is_up(uint16_t port);

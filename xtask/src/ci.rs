@@ -63,7 +63,7 @@ fn fmt() -> Result<(), Error> {
 
 /// Without and with DPDK.
 fn clippy() -> Result<(), Error> {
-    for features in [&[][..], &["--features", "outboard/dpdk"]] {
+    for features in [&[][..], &["--features", "outboard-bench/dpdk"]] {
         let mut clippy = process::cargo();
         clippy.args(["clippy", "--workspace", "--all-targets", "--locked"]).args(features);
         process::run(clippy.args(["--", "-D", "warnings"]))?;

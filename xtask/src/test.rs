@@ -105,16 +105,20 @@ const DPDK_TARGETS: &[&str] = &[
     "outboard-dpdk-sys",
     "--package",
     "outboard",
+    "--package",
+    "outboard-bench",
     "--features",
-    "outboard/dpdk",
+    "outboard-bench/dpdk",
     "--lib",
+    "--bin",
+    "outboard-bench",
     "--test",
     "dpdk",
     "--test",
     "daemon",
 ];
 /// The tests that this adds.
-const DPDK_TESTS: [&str; 5] = ["dpdk::", "eal::", "conforms::", "null::", "peers::"];
+const DPDK_TESTS: [&str; 6] = ["dpdk::", "eal::", "conforms::", "hotplug::", "null::", "peers::"];
 
 /// Runs the tests of some targets.
 fn run_cargo(

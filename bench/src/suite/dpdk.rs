@@ -51,6 +51,7 @@ mod with {
         let mut arguments: Vec<String> = EAL.map(String::from).to_vec();
         arguments.extend(["-l".to_string(), core.to_string()]);
         let eal = Eal::start(&arguments).map_err(refused)?;
+        eal.register_thread();
         let region = Region::new(2048).map_err(refused)?;
         let mut free = region.carve(2048).ok_or_else(|| refused("no frames"))?;
         let config = DpdkConfig {

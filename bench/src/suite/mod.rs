@@ -40,6 +40,7 @@ use targets::{Found, Targets};
 ///   outboard-bench suite block --json block.json
 ///   outboard-bench suite ledger --json ledger.json
 ///   outboard-bench report --out report ledger.json
+///   outboard-bench suite net --only switch-hit-ns,switch-hit-v6-ns
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SuiteArgs {
@@ -50,6 +51,9 @@ pub struct SuiteArgs {
     /// Three short runs each instead of five long ones; ends within 3 minutes.
     #[arg(long)]
     pub quick: bool,
+    /// Only the parts of the suite that measure these targets (ids of bench/targets.toml).
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub only: Vec<String>,
     /// Write every run's value as JSON (`-`: standard output, instead of the table).
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -88,6 +92,8 @@ const FULL: Effort = Effort { rounds: 5, seconds: 3.0, warmup: 0.5, open_loops: 
 /// What a suite has found out so far.
 struct Findings {
     effort: Effort,
+    /// The targets that are asked for; empty: all.
+    only: Vec<String>,
     targets: Targets,
     fingerprint: Fingerprint,
     found: BTreeMap<&'static str, Found>,
@@ -142,13 +148,16 @@ impl Findings {
         remarks.push(text.to_owned());
     }
 
-    /// Runs a part of the suite. When it fails, its ids say why and the other parts go on; only an
-    /// interrupt ends everything.
+    /// Runs a part of the suite if something of it is asked for. When it fails, its ids say why and
+    /// the other parts go on; only an interrupt ends everything.
     fn part(
         &mut self,
         ids: &[&'static str],
         run: impl FnOnce(&mut Findings) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        if !self.only.is_empty() && !self.only.iter().any(|id| ids.contains(&id.as_str())) {
+            return Ok(());
+        }
         match run(self) {
             Err(error) if error.is_interrupt() => Err(error),
             Err(error) => {
@@ -240,6 +249,7 @@ pub fn run(args: &SuiteArgs) -> Result<(), Error> {
     }
     let mut findings = Findings {
         effort: if args.quick { QUICK } else { FULL },
+        only: args.only.clone(),
         targets: Targets::built_in(),
         fingerprint: fingerprint::take(),
         found: BTreeMap::new(),
@@ -251,6 +261,7 @@ pub fn run(args: &SuiteArgs) -> Result<(), Error> {
         SuiteName::Block => "block",
         SuiteName::Ledger => "ledger",
     };
+    findings.targets.check(name, &args.only)?;
     match args.suite {
         SuiteName::Net => net::run(&mut findings)?,
         SuiteName::Block => block::run(&mut findings)?,
@@ -265,15 +276,18 @@ pub fn run(args: &SuiteArgs) -> Result<(), Error> {
 }
 
 /// Judges what was found.
-fn report(name: &str, findings: Findings) -> Report {
+fn report(name: &str, mut findings: Findings) -> Report {
+    let only = std::mem::take(&mut findings.only);
     let Findings { targets, mut fingerprint, mut found, mut measurements, ledgers, .. } = findings;
     fingerprint::complete(&mut fingerprint);
     for m in &mut measurements {
         m.command = format!("{} # {}", command_line(), m.name);
     }
+    let mut rows = targets.judge(name, |id| found.remove(id));
+    rows.retain(|row| only.is_empty() || only.contains(&row.id));
     Report {
         fingerprint: Some(fingerprint),
-        targets: targets.judge(name, |id| found.remove(id)),
+        targets: rows,
         measurements,
         facts: Vec::new(),
         ledgers,
@@ -288,6 +302,7 @@ mod tests {
     fn findings() -> Findings {
         Findings {
             effort: QUICK,
+            only: Vec::new(),
             targets: Targets::built_in(),
             fingerprint: Fingerprint::default(),
             found: BTreeMap::new(),
@@ -307,6 +322,24 @@ mod tests {
         for row in report.targets.iter().filter(|row| ids.contains(&row.id.as_str())) {
             assert_eq!((row.value, row.cause.as_str()), (None, "failed: no such thing"));
         }
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_measured_and_reported() {
+        let mut all = findings();
+        all.only = vec!["rss-mib".into()];
+        let mut ran = Vec::new();
+        for ids in [&["switch-hit-ns"][..], &["idle-pct", "rss-mib"], &[]] {
+            all.part(ids, |findings| {
+                ran.push(ids);
+                ids.iter().for_each(|id| findings.add(id, 1.0, &Measurement::default()));
+                Ok(())
+            })
+            .unwrap();
+        }
+        assert_eq!(ran, [["idle-pct", "rss-mib"]]);
+        let rows = report("net", all).targets;
+        assert_eq!(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["rss-mib"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `targets.toml`: bounds, and the sizes of reference programs on known machines.
 
+use crate::error::Error;
 use crate::report::summary::{median, spread};
 use crate::schema::Target;
 use serde::Deserialize;
@@ -70,6 +71,19 @@ impl Targets {
     pub fn judge(&self, suite: &str, mut found: impl FnMut(&str) -> Option<Found>) -> Vec<Target> {
         let rows = self.target.iter().filter(|row| row.suite == suite);
         rows.map(|row| row.judge(found(&row.id).unwrap_or_default())).collect()
+    }
+
+    /// Refuses ids of which the suite has no target.
+    pub fn check(&self, suite: &str, ids: &[String]) -> Result<(), Error> {
+        let rows = self.target.iter().filter(|row| row.suite == suite);
+        let known: Vec<_> = rows.map(|row| row.id.as_str()).collect();
+        match ids.iter().find(|id| !known.contains(&id.as_str())) {
+            None => Ok(()),
+            Some(unknown) => Err(Error::Refused(format!(
+                "suite {suite} has no target \"{unknown}\"; want one of {}",
+                known.join(", ")
+            ))),
+        }
     }
 
     /// Why a reference's figure on this processor voids the run, if it does.
@@ -196,6 +210,10 @@ mod tests {
         let targets = Targets::built_in();
         for (suite, ids) in IDS {
             let rows = targets.judge(suite, |_| None);
+            let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+            assert!(targets.check(suite, &ids).is_ok());
+            let unknown = targets.check(suite, &["nothing".into()]).unwrap_err().to_string();
+            assert!(unknown.contains("no target \"nothing\"; want one of"), "{unknown}");
             let have: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
             assert_eq!(have, ids);
         }

@@ -3,7 +3,15 @@
 use crate::error::{self, DeviceError, text};
 use crate::pool::{BAD_IOVA, Page};
 use crate::raw;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::sync::{Mutex, PoisonError};
+
+/// Buses whose devices come and go while the environment runs (22.11; the others' `plug` is empty
+/// or does nothing).
+const PLUGGED: [&str; 3] = ["vdev", "pci", "auxiliary"];
+/// The ports that are some device's: an address may be written in more than one way, and a second
+/// opening must not touch a port that works.
+static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 
 /// A device that was probed, and its number.
 #[derive(Debug)]
@@ -25,6 +33,18 @@ pub fn reason(result: i32) -> String {
     }
 }
 
+/// The bus that a device with these arguments would be on.
+fn bus(arguments: &CString, name: &str) -> Result<String, DeviceError> {
+    // SAFETY: a NUL-terminated text, which DPDK copies.
+    let bus = unsafe { raw::shim_bus(arguments.as_ptr()) };
+    if bus.is_null() {
+        let reason = "no driver has that name".into();
+        return Err(DeviceError::NoDevice { device: name.into(), reason });
+    }
+    // SAFETY: a NUL-terminated name that lives as long as the bus, which is never unloaded.
+    Ok(unsafe { CStr::from_ptr(bus) }.to_string_lossy().into_owned())
+}
+
 impl Device {
     /// Finds the device, or makes it when it is a virtual one: `DRIVER_AND_NUMBER[,ARGUMENTS]` or a
     /// PCI address. It must be nobody else's. The environment runs.
@@ -44,7 +64,16 @@ impl Device {
         // SAFETY: a NUL-terminated name and a place for the number.
         let found = unsafe { raw::rte_eth_dev_get_port_by_name(own.as_ptr(), &raw mut port) };
         if found != 0 {
+            if let Ok(bus) = bus(&arguments, name) {
+                let bus = CString::new(bus).unwrap_or_default();
+                // SAFETY: two NUL-terminated names; the device was made above, for nobody.
+                unsafe { raw::rte_eal_hotplug_remove(bus.as_ptr(), own.as_ptr()) };
+            }
             return Err(missing("its driver made no Ethernet port of that name".into()));
+        }
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.contains(&port) {
+            return Err(DeviceError::Taken { device: name.into() });
         }
         let mut info: Box<raw::rte_eth_dev_info> = Box::default();
         // SAFETY: a port that exists, and a place for the structure.
@@ -53,7 +82,19 @@ impl Device {
             return Err(missing(reason(told)));
         }
         let device = info.device;
+        taken.push(port);
         Ok(Device { name: name.into(), port, device, info, running: false })
+    }
+
+    /// Whether such a device can come while the environment, which runs, has devices at work.
+    pub fn check_plugged(name: &str) -> Result<(), DeviceError> {
+        let missing = |reason| DeviceError::NoDevice { device: name.into(), reason };
+        let arguments = CString::new(name).map_err(|_| missing("it contains a NUL byte".into()))?;
+        let bus = bus(&arguments, name)?;
+        match PLUGGED.contains(&bus.as_str()) {
+            true => Ok(()),
+            false => Err(DeviceError::Fixed { device: name.into(), bus }),
+        }
     }
 
     /// Its number.
@@ -167,6 +208,11 @@ impl Device {
         mtu
     }
 
+    /// Whether it was started, and not stopped since.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// Whether its far side is there.
     pub fn link_is_up(&self) -> bool {
         // SAFETY: a live port.
@@ -190,6 +236,7 @@ impl Device {
             raw::rte_dev_remove(self.device);
         }
         self.running = false;
+        TAKEN.lock().unwrap_or_else(PoisonError::into_inner).retain(|port| *port != self.port);
     }
 
     fn failed(&self, call: &'static str, result: i32) -> DeviceError {

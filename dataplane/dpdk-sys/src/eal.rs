@@ -5,7 +5,8 @@
 //! other errors it returns. What remains is DPDK's own `rte_panic`, an abort with a message, where
 //! it cannot create one of its threads or finds its own memory damaged.
 
-use crate::error::{self, EalError};
+use crate::device::Device;
+use crate::error::{self, DeviceError, EalError};
 use crate::raw;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::ffi::CString;
@@ -40,6 +41,17 @@ impl Eal {
     pub fn running() -> Option<Eal> {
         let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
         matches!(&*started, Some((_, Ok(())))).then_some(Eal(()))
+    }
+
+    /// The arguments of the one start, whether it succeeded or not; `None` before it.
+    pub fn arguments() -> Option<Vec<String>> {
+        let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        started.as_ref().map(|(arguments, _)| arguments.clone())
+    }
+
+    /// Refuses, by name, a device that cannot come while others work.
+    pub fn check_plugged(self, device: &str) -> Result<(), DeviceError> {
+        Device::check_plugged(device)
     }
 
     /// Gives the calling thread a number in DPDK, for which the pools keep a cache, until the

@@ -49,6 +49,23 @@ pub enum DeviceError {
         /// DPDK's reason.
         reason: String,
     },
+    /// Another port of this process has it.
+    #[error("the DPDK device `{device}` is another port's already")]
+    Taken {
+        /// The device.
+        device: String,
+    },
+    /// It comes and goes with the process alone.
+    #[error(
+        "the DPDK device `{device}` is on the bus `{bus}`, whose devices cannot come while the \
+         daemon runs; restart the daemon with it in its file"
+    )]
+    Fixed {
+        /// The device.
+        device: String,
+        /// Its bus.
+        bus: String,
+    },
     /// It does not carry packets of that size.
     #[error(
         "the DPDK device `{device}` carries no packets of {mtu} bytes (its largest is {most}); \

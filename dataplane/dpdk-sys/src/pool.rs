@@ -180,7 +180,7 @@ impl Pool {
     /// Ends the pool once the device is closed; how many frames DPDK did not give back. Those and
     /// the pool stay until the process ends.
     pub fn close(&mut self, free: &mut FreeList) -> usize {
-        // SAFETY: a live pool; the device is closed, and its worker does not run any more.
+        // SAFETY: a live pool; the device is closed, and its worker has handed the queue over.
         unsafe { raw::shim_flush(self.raw()) };
         loop {
             // SAFETY: a live pool.
@@ -235,8 +235,8 @@ impl Copies {
 
     /// Ends the pool once the device is closed.
     pub fn close(&mut self) {
-        // SAFETY: the device is closed and its worker does not run. Another device may hold mbufs
-        // (a ring between two), so that a pool which is not whole stays.
+        // SAFETY: the device is closed and its worker has handed it over. Another device may hold
+        // mbufs (a ring between two), so that a pool which is not whole stays.
         unsafe {
             raw::shim_flush(self.raw());
             if raw::rte_mempool_avail_count(self.raw()) == self.count {

@@ -64,15 +64,12 @@ pub struct Lost {
 /// The queue.
 #[derive(Debug)]
 pub struct Queue {
-    eal: Eal,
     device: Device,
     region: &'static Region,
     memory: Pools,
     /// Frames to keep lent.
     level: usize,
     closed: bool,
-    /// Whether a thread was registered for its cache of the pool.
-    registered: bool,
 }
 
 #[derive(Debug)]
@@ -86,8 +83,14 @@ enum Pools {
 unsafe impl Send for Queue {}
 
 impl Queue {
-    /// Opens a device with one queue each way. Frames to receive into are taken from `free`.
-    pub fn open(eal: Eal, config: &QueueConfig, free: &mut FreeList) -> Result<Queue, DeviceError> {
+    /// Opens a device with one queue each way, made where it is not there. Frames to receive into
+    /// are taken from `free`; none is missing there when this fails. The environment runs; a thread
+    /// that is not registered with it works without its cache of the pool.
+    pub fn open(
+        _eal: Eal,
+        config: &QueueConfig,
+        free: &mut FreeList,
+    ) -> Result<Queue, DeviceError> {
         let device = Device::probe(config.device)?;
         let level = usize::from(config.rx_entries) + usize::from(config.tx_entries);
         let memory = match config.memory {
@@ -104,8 +107,8 @@ impl Queue {
                 return Err(error);
             }
         };
-        let (region, closed, registered) = (config.region, false, false);
-        let mut queue = Queue { eal, device, region, memory, level, closed, registered };
+        let (region, closed) = (config.region, false);
+        let mut queue = Queue { device, region, memory, level, closed };
         match queue.start(config, free) {
             Ok(()) => Ok(queue),
             Err(error) => {
@@ -177,10 +180,6 @@ impl Queue {
         if self.closed {
             return lost;
         }
-        if !self.registered {
-            self.registered = true;
-            self.eal.register_thread();
-        }
         let mut views: [raw::outboard_view; BURST] = [EMPTY_VIEW; BURST];
         let (port, room) = (self.device.port(), room.min(BURST) as u16);
         let pool = match &self.memory {
@@ -239,12 +238,13 @@ impl Queue {
         }
     }
 
-    /// Stops and closes the device, and gives every frame back that DPDK returns; how many it does
-    /// not. Not on a worker with other work: drivers take their time.
+    /// Stops, closes and removes the device, and gives every frame back that DPDK returns; how many
+    /// it does not, which stay with it. Not on a worker with other work: drivers take their time.
     pub fn close(&mut self, free: &mut FreeList) -> usize {
         if self.closed {
             return 0;
         }
+        self.take_leftovers(free);
         self.closed = true;
         match &mut self.memory {
             Pools::Shared(pool) => {
@@ -256,6 +256,24 @@ impl Queue {
                 copies.close();
                 0
             }
+        }
+    }
+}
+
+impl Queue {
+    /// Receives what lies in the driver's own memory (net_ring), which would go with it: as much
+    /// as the rings have entries, and not what comes without end.
+    fn take_leftovers(&mut self, free: &mut FreeList) {
+        if !self.device.is_running() {
+            return;
+        }
+        for _ in 0..self.level.div_ceil(BURST) {
+            let mut leftovers: ArrayVec<Chain, BURST> = ArrayVec::new();
+            let lost = self.receive(BURST, free, |chain| leftovers.push(chain));
+            if leftovers.is_empty() && lost == Lost::default() {
+                return;
+            }
+            leftovers.into_iter().for_each(|chain| chain.free(free));
         }
     }
 }

@@ -25,7 +25,8 @@ What is shown:
        that is made anew; a guest sees its disk go and come; a volume in memory is empty again
   -    goes, when the I/O that it has in flight has ended
 
-What only a restart changes, and is refused: `name`, [runtime], [control] and the [[worker]]s.
+What only a restart changes, and is refused: `name`, [runtime], [control] and the [[worker]]s;
+`eal` of [dpdk] once a port needed it.
 A port that keeps its interface but gets other queues or workers, and a file that gets another
 volume, cannot be opened while the old one has them: apply the removal first, then the addition.
 

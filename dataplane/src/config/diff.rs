@@ -10,7 +10,7 @@ mod settings;
 mod tests;
 
 use super::Plan;
-use super::plan::{Backing, Port, Volume};
+use super::plan::{Backing, Port, Role, Volume};
 use crate::packet::PortId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,6 +114,7 @@ impl Difference {
         let mut difference =
             Difference { changes: changes.into_values().collect(), refusals: frozen(old, new) };
         difference.refuse_interfaces(old, new);
+        difference.refuse_vteps(old, new);
         difference.refuse_files(old, new);
         difference
     }
@@ -139,30 +140,51 @@ impl Difference {
         matches!(self.action(kind, name), Some(Action::Add | Action::Remake))
     }
 
-    /// An interface carries one port at a time, and the new one is opened while the old one works.
+    /// An interface or a device of DPDK's carries one port at a time, and the new one is opened
+    /// while the old one works.
     fn refuse_interfaces(&mut self, old: &Plan, new: &Plan) {
         let ends = |port: &&Port| self.ends(port.kind(), &port.name);
         let leaving: Vec<_> = old.ports.iter().filter(ends).collect();
         let mut refusals = Vec::new();
         for port in new.ports.iter().filter(|port| self.begins(port.kind(), &port.name)) {
-            let Some(held) = leaving.iter().find(|old| old.interface == port.interface) else {
-                continue;
-            };
-            let (what, interface) = (port.kind().name(), &port.interface);
+            let both = leaving.iter().find_map(|old| Some((old, carrier(old, port)?)));
+            let Some((held, (carrier, carrier_name))) = both else { continue };
+            let what = port.kind().name();
             refusals.push(match held.name == port.name {
                 true => format!(
-                    "{what} \"{}\" cannot be made anew on the interface {interface} while it \
+                    "{what} \"{}\" cannot be made anew on the {carrier} {carrier_name} while it \
                      works there; remove it by one apply, and add it by a second one",
                     port.name
                 ),
                 false => format!(
-                    "{what} \"{}\" cannot be opened on {interface} while \"{}\" has it; remove \
+                    "{what} \"{}\" cannot be opened on {carrier_name} while \"{}\" has it; remove \
                      that by one apply, and add this by a second one",
                     port.name, held.name
                 ),
             });
         }
         self.refusals.append(&mut refusals);
+    }
+
+    /// Of what the kernel has too, a device of DPDK's takes the tunnel packets for the addresses
+    /// that it was opened with.
+    fn refuse_vteps(&mut self, old: &Plan, new: &Plan) {
+        if vteps(new).is_subset(&vteps(old)) {
+            return;
+        }
+        let stays = |port: &&Port| port.dpdk.is_some() && !self.begins(port.kind(), &port.name);
+        let uplinks = new.ports.iter().filter(|port| port.kind() == Kind::Uplink).filter(stays);
+        let refusals: Vec<_> = uplinks
+            .map(|port| {
+                format!(
+                    "uplink \"{}\" is a device of DPDK's, and takes tunnel packets for the \
+                     addresses that it was opened with; remove it by one apply, and add it with \
+                     the new ones by a second one",
+                    port.name
+                )
+            })
+            .collect();
+        self.refusals.extend(refusals);
     }
 
     /// A file carries one volume that writes at a time, and a target one volume of a name. One of
@@ -187,6 +209,25 @@ impl Difference {
         }
         self.refusals.append(&mut refusals);
     }
+}
+
+/// What two ports cannot both have, and its name: an interface, or a device of DPDK's.
+fn carrier<'a>(old: &Port, new: &'a Port) -> Option<(&'static str, &'a str)> {
+    if !new.interface.is_empty() && new.interface == old.interface {
+        return Some(("interface", &new.interface));
+    }
+    let old = old.dpdk.as_deref()?.split(',').next()?;
+    let new = new.dpdk.as_deref()?.split(',').next()?;
+    (old == new).then_some(("device", new))
+}
+
+/// The tunnel addresses of a plan.
+fn vteps(plan: &Plan) -> BTreeSet<std::net::IpAddr> {
+    let of = |port: &Port| match port.role {
+        Role::Uplink { vtep, vtep6, .. } => [vtep.map(Into::into), vtep6.map(Into::into)],
+        Role::Tenant(_) => [None, None],
+    };
+    plan.ports.iter().flat_map(of).flatten().collect()
 }
 
 fn file(volume: &Volume) -> Option<&std::path::Path> {

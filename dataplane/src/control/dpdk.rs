@@ -41,6 +41,9 @@ pub fn open_port(
 
     let Site { plan, region, .. } = site;
     let mtu = mtu(plan, port)?;
+    if Eal::running().is_none() {
+        tracing::info!("DPDK starts now: until a restart the workers are without its caches");
+    }
     let eal = Eal::start(&plan.eal)?;
     let is_uplink = matches!(port.role, Role::Uplink { .. });
     let config = DpdkConfig {
@@ -71,16 +74,49 @@ pub fn open_port(
     Ok(AnyPort::Dpdk(way))
 }
 
+/// Why a port that is a device of DPDK's cannot come while the daemon runs, as far as that is known
+/// without trying.
+#[cfg(not(feature = "dpdk"))]
+pub fn refusal(port: &Port) -> Option<String> {
+    port.dpdk.as_ref()?;
+    Some(RunError::NoDpdk { port: port.name.clone() }.to_string())
+}
+
+/// Why a port that is a device of DPDK's cannot come while the daemon runs, as far as that is known
+/// without trying: drivers are known once the environment runs.
+#[cfg(feature = "dpdk")]
+pub fn refusal(port: &Port) -> Option<String> {
+    let refused = crate::port::dpdk::Eal::running()?.check_plugged(port.dpdk.as_ref()?).err()?;
+    Some(RunError::Dpdk { port: port.name.clone(), source: refused.into() }.to_string())
+}
+
+/// The arguments that DPDK's environment was started with; those of `plan` where it was not, or
+/// where no port needs it.
+#[cfg(not(feature = "dpdk"))]
+pub fn arguments_for(plan: &Plan) -> Vec<String> {
+    plan.eal.clone()
+}
+
+/// The arguments that DPDK's environment was started with; those of `plan` where it was not, or
+/// where no port needs it.
+#[cfg(feature = "dpdk")]
+pub fn arguments_for(plan: &Plan) -> Vec<String> {
+    let is_needed = plan.ports.iter().any(|port| port.dpdk.is_some());
+    let started = crate::port::dpdk::Eal::arguments().filter(|_| is_needed);
+    started.unwrap_or_else(|| plan.eal.clone())
+}
+
 /// Starts DPDK's environment where the plan needs it.
 #[cfg(not(feature = "dpdk"))]
 pub fn start(_plan: &Plan) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Starts DPDK's environment where the plan needs it.
+/// Starts DPDK's environment where the plan has a port or arguments for it: a port that comes
+/// later finds workers that have entered it.
 #[cfg(feature = "dpdk")]
 pub fn start(plan: &Plan) -> Result<(), RunError> {
-    if plan.ports.iter().any(|port| port.dpdk.is_some()) {
+    if !plan.eal.is_empty() || plan.ports.iter().any(|port| port.dpdk.is_some()) {
         crate::port::dpdk::Eal::start(&plan.eal)?;
     }
     Ok(())

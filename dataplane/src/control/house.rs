@@ -13,6 +13,7 @@ use super::api::ledger::Looks;
 use super::assemble::Site;
 use super::capture::Captures;
 use super::confine::WorkerRights;
+use super::dpdk;
 use super::ledger::Keeper;
 use super::machine;
 use super::netlink;
@@ -124,19 +125,14 @@ impl House {
 
     /// What differs, and what cannot be on this daemon.
     fn difference(&self, plan: &Plan) -> Difference {
-        let mut difference = Difference::between(&self.plan, plan);
-        let both = plan.ports.iter().chain(&self.plan.ports).filter(|port| port.dpdk.is_some());
-        let moves = |port: &&Port| {
-            difference.begins(port.kind(), &port.name) || difference.ends(port.kind(), &port.name)
-        };
-        // DPDK's environment takes its devices, and the workers' threads enter it, at the start.
-        if self.has_started
-            && let Some(port) = both.clone().find(moves)
-        {
-            difference.refusals.push(format!(
-                "port \"{}\" is a device of DPDK's, which come and go with a restart alone",
-                port.name
-            ));
+        // DPDK's arguments are the environment's, not the last plan's: the first port starts it.
+        let now = Plan { eal: dpdk::arguments_for(plan), ..self.plan.clone() };
+        let mut difference = Difference::between(&now, plan);
+        if self.has_started {
+            let begins = |port: &&Port| difference.begins(port.kind(), &port.name);
+            let refusals: Vec<_> =
+                plan.ports.iter().filter(begins).filter_map(dpdk::refusal).collect();
+            difference.refusals.extend(refusals);
         }
         difference
     }

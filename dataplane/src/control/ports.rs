@@ -16,6 +16,7 @@ use crate::counters::PortCounters;
 use crate::packet::PortId;
 use crate::port::{AnyPort, Port as _};
 use crate::worker::{Message, PortParts, Queue, Retired};
+use outboard_dma::FreeList;
 use outboard_ebpf::Steering;
 use outboard_wire::ethernet;
 use std::collections::HashMap;
@@ -97,7 +98,7 @@ impl Ports {
         for NewPort { open, mut queues } in new {
             // Sockets have no frames before a worker has them; devices of DPDK's do.
             let mut frames = workers.empty_list();
-            queues.iter_mut().for_each(|queue| queue.close(&mut frames));
+            queues.iter_mut().for_each(|queue| close(&open.port.name, queue, &mut frames));
             workers.give_frames(open.port.queues[0], frames);
             drop(queues);
             assemble::disclaim(&open.port, open.entries, workers);
@@ -167,7 +168,7 @@ impl Ports {
                 let Some(Retired::Parts(parts)) = gone else { continue };
                 let mut frames = workers.empty_list();
                 for mut queue in parts.queues {
-                    queue.port.close(&mut frames);
+                    close(&port.name, &mut queue.port, &mut frames);
                 }
                 workers.give_frames(worker, frames);
             }
@@ -268,6 +269,14 @@ fn open_device(
     let mtu = way.max_frame_bytes() - ethernet::BYTES;
     let open = OpenPort { port: port.clone(), steering: None, entries, mtu, counters };
     Ok((open, vec![way]))
+}
+
+/// Closes a queue, whose frames come back; one that its driver keeps is the worker's no more.
+fn close(name: &str, queue: &mut AnyPort, frames: &mut FreeList) {
+    queue.close(frames);
+    if queue.lost() > 0 {
+        tracing::warn!("port {name}: its driver kept {} frames for good", queue.lost());
+    }
 }
 
 /// What to say of a port without an interface of its name. One that was renamed goes on as it is,

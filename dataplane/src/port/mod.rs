@@ -59,6 +59,17 @@ pub enum AnyPort {
     Test(test::TestPort),
 }
 
+impl AnyPort {
+    /// Frames that the device of a closed port has not given back.
+    pub fn lost(&self) -> usize {
+        match self {
+            #[cfg(feature = "dpdk")]
+            AnyPort::Dpdk(port) => port.held(),
+            AnyPort::AfXdp(_) | AnyPort::Test(_) => 0,
+        }
+    }
+}
+
 /// Calls the same method of whatever port it is.
 macro_rules! any_port {
     ($port:expr, $name:ident($($argument:expr),*)) => {

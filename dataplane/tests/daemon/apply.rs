@@ -40,23 +40,23 @@ socket = 'SCRATCH/extra.sock'
 ";
 
 /// Echo requests that run by themselves.
-struct Flow(Child);
+pub struct Flow(Child);
 
 impl Flow {
-    fn start(from: &Tenant, to: IpAddr) -> Flow {
+    pub fn start(from: &Tenant, to: IpAddr) -> Flow {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", from.netns.name(), "ping", "-q", "-W", "5"]);
         command.args(["-i", EVERY_S, "-c", ECHOES]).arg(to.to_string());
         Flow(command.stdout(Stdio::piped()).spawn().expect("ping runs"))
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
     }
 
     /// What ping says at its end: nothing may be missing.
     #[track_caller]
-    fn lost_nothing(mut self) {
+    pub fn lost_nothing(mut self) {
         let mut said = String::new();
         let mut out = self.0.stdout.take().unwrap();
         std::io::Read::read_to_string(&mut out, &mut said).unwrap();
@@ -103,7 +103,7 @@ impl World {
         v6.fold(MORE.to_owned(), |text, (from, to)| text.replace(from, to))
     }
 
-    fn file(&self, name: &str, text: &str) -> PathBuf {
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.scratch.0.join(name);
         let text = text.replace("SCRATCH", &self.scratch.0.display().to_string());
         std::fs::write(&path, text).unwrap();
@@ -112,17 +112,17 @@ impl World {
 }
 
 impl Host {
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         std::fs::read_to_string(&self.config).unwrap()
     }
 
-    fn apply(&self, file: &PathBuf, more: &[&str]) -> Output {
+    pub fn apply(&self, file: &PathBuf, more: &[&str]) -> Output {
         let mut command = Command::new(OUTBOARD);
         command.args(["apply", "--config"]).arg(file).args(more).output().expect("it runs")
     }
 
     #[track_caller]
-    fn applies(&self, file: &PathBuf) -> String {
+    pub fn applies(&self, file: &PathBuf) -> String {
         let output = self.apply(file, &[]);
         let (out, err) = (&output.stdout, &output.stderr);
         let (out, err) = (String::from_utf8_lossy(out), String::from_utf8_lossy(err));
@@ -132,7 +132,7 @@ impl Host {
 
     /// Everything of it that an apply may touch, from outside.
     #[track_caller]
-    fn state(&self, daemon: &Daemon, world: &World) -> Vec<String> {
+    pub fn state(&self, daemon: &Daemon, world: &World) -> Vec<String> {
         let mut all: Vec<String> =
             names(self.pins()).into_iter().chain(names(&world.scratch.0)).collect();
         let stats = daemon.stats();

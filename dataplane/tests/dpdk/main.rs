@@ -5,6 +5,7 @@
 mod netns;
 
 mod conforms;
+mod hotplug;
 mod null;
 mod peers;
 mod queue;

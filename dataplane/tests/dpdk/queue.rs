@@ -59,7 +59,9 @@ impl Queue {
             port: PORT,
             counters: Arc::clone(&counters),
         };
-        let port = Dpdk::open(eal(), config, &mut free).unwrap();
+        let eal = eal();
+        eal.register_thread();
+        let port = Dpdk::open(eal, config, &mut free).unwrap();
         Queue { port, free, counters, frames }
     }
 

@@ -119,6 +119,45 @@ fn what_is_fixed_is_refused_by_name() {
     assert!(refusals[0].starts_with("`name` cannot change"), "{refusals:?}");
 }
 
+/// With a tenant on a device of DPDK's, an uplink on another one, and so changed.
+#[track_caller]
+fn with_devices(from: &str, to: &str) -> Difference {
+    let port = "[[port]]\nname = 'mem'\ndriver = 'dpdk'\ndevice = 'net_memif0,role=server'\n\
+                vpc = 'blue'\naddress = '10.0.0.2/24'\n";
+    let uplink = "'eth1'\ndriver = 'dpdk'\ndevice = 'net_af_packet0,iface=eth1'";
+    let old = format!("{}{port}", BASE.replace("'eth1'", uplink));
+    assert!(old.contains(from));
+    Difference::between(&plan(&old), &plan(&old.replace(from, to)))
+}
+
+#[test]
+fn a_device_of_dpdk_is_one_ports_at_a_time() {
+    // Neither has an interface, which is nothing that they share.
+    let replaced = with_devices(
+        "'mem'\ndriver = 'dpdk'\ndevice = 'net_memif0",
+        "'mem2'\ndriver = 'dpdk'\ndevice = 'net_memif1",
+    );
+    assert!(replaced.refusals.is_empty(), "{replaced}");
+    let changed = with_devices("net_memif0,role=server", "net_memif1,role=client");
+    assert_eq!(actions(&changed), [(Kind::Port, "mem", Action::Remake)]);
+    assert!(changed.refusals.is_empty(), "{changed}");
+    let in_place = with_devices("'10.0.0.2/24'", "'10.0.0.2/24'\nmtu = 1400");
+    assert_eq!(actions(&in_place), [(Kind::Port, "mem", Action::Change)]);
+    for (from, to, words) in [
+        (
+            "role=server",
+            "role=client",
+            "\"mem\" cannot be made anew on the device net_memif0 while",
+        ),
+        ("'mem'", "'m'", "port \"m\" cannot be opened on net_memif0 while \"mem\" has it"),
+        ("192.0.2.1'", "192.0.2.9'", "addresses that it was opened with; remove it by one apply"),
+    ] {
+        let difference = with_devices(from, to);
+        assert_eq!(difference.refusals.len(), 1, "{difference}");
+        assert!(difference.refusals[0].contains(words), "{difference}");
+    }
+}
+
 #[test]
 fn what_two_may_not_have_at_once_is_refused_by_name() {
     let refused = |from, to, words: &str| {
