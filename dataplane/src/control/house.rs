@@ -167,9 +167,10 @@ impl House {
         self.instance = ready.instance.or(self.instance.take());
         // Before a number can become another port's.
         self.captures.settle(&plan, &mut self.workers);
+        // Before what comes, which may have the name of what goes.
+        let leaving = self.ports.take_leaving(difference);
         self.ports.add(ready.ports, &mut self.workers);
         self.stores.commit(&plan, difference, ready.stores, &mut self.workers);
-        let leaving = self.ports.take_leaving(difference);
         self.plan = plan;
         if let Some(ways) = ready.ways {
             self.ways = ways;

@@ -149,7 +149,11 @@ fn a_device_of_dpdk_is_one_ports_at_a_time() {
             "role=client",
             "\"mem\" cannot be made anew on the device net_memif0 while",
         ),
-        ("'mem'", "'m'", "port \"m\" cannot be opened on net_memif0 while \"mem\" has it"),
+        (
+            "'mem'\ndriver",
+            "'m'\ndriver",
+            "port \"m\" cannot be opened on net_memif0 while \"mem\" has it",
+        ),
         ("192.0.2.1'", "192.0.2.9'", "addresses that it was opened with; remove it by one apply"),
     ] {
         let difference = with_devices(from, to);
