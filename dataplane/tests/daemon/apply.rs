@@ -343,6 +343,32 @@ fn a_tunnel_address_changes_and_so_does_its_family() {
     b.stop(Signal::TERM);
 }
 
+/// The new one is opened while the old one works, and both have one name.
+#[test]
+fn a_port_moves_to_another_interface() {
+    let (world, a, b) = World::running(Options::default());
+    add_interface(&world.b);
+    world.b.netns.ip("link add other type veth peer name other-peer");
+    world.b.netns.ip("link set other up");
+    let base = world.b.text();
+    let more = format!("{base}{MORE}");
+    let moved = more.replace("interface = 'extra'", "interface = 'other'");
+    for (name, text, wanted) in
+        [("more", &more, Some("extra")), ("moved", &moved, Some("other")), ("base", &base, None)]
+    {
+        world.b.applies(&world.file(&format!("b-{name}.toml"), text));
+        let stats = b.stats();
+        let there = stats.ports.iter().filter(|port| port.name == "extra").count();
+        assert_eq!(there, usize::from(wanted.is_some()), "after {name}");
+        for interface in ["extra", "other"] {
+            let has = world.b.has_program(interface);
+            assert_eq!(has, wanted == Some(interface), "{interface} after {name}");
+        }
+    }
+    a.stop(Signal::TERM);
+    b.stop(Signal::TERM);
+}
+
 #[test]
 fn what_cannot_be_changes_nothing() {
     let (world, a, b) = World::running(Options::default());
