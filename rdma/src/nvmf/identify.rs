@@ -4,6 +4,7 @@
 use super::bytes::{put_text, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use super::fabrics::Nqn;
 use super::fence::{self, Boot};
+use super::state::{LoadError, ensure, state_struct};
 
 /// Bytes of every Identify data structure.
 pub const IDENTIFY_BYTES: usize = 4096;
@@ -208,7 +209,18 @@ pub enum Unusable {
     TooLarge(u64),
 }
 
+state_struct!(Identity { nguid, uuid });
+state_struct!(Namespace { block_bytes, blocks, read_only, identity });
+state_struct!(Controller { id, max_transfer, in_capsule_bytes, commands, has_fence });
+
 impl Namespace {
+    /// Whether [`parse`](Self::parse) can have given this.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        let has_bytes = self.blocks.checked_mul(u64::from(self.block_bytes)).is_some();
+        let has_blocks = matches!(self.block_bytes, 512 | 4096) && self.blocks > 0;
+        ensure(has_blocks && has_bytes, "a namespace")
+    }
+
     /// Writes Identify Namespace data.
     pub(crate) fn emit(&self, page: &mut [u8]) {
         page[..IDENTIFY_BYTES].fill(0);

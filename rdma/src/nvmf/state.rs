@@ -5,7 +5,7 @@
 
 use super::capsule::{Sqe, StatusCode};
 use super::digest::Check;
-use super::fabrics::{ConnectData, Nqn};
+use super::fabrics::{Capabilities, ConnectData, Nqn};
 use super::pdu::{Digests, Format, Transfer};
 use super::{Fault, Op};
 use std::collections::VecDeque;
@@ -307,6 +307,16 @@ impl State for Format {
         let (alignment, digests) = State::load(from)?;
         ensure(alignment <= 31, "alignment")?;
         Ok(Format { alignment, digests })
+    }
+}
+
+impl State for Capabilities {
+    fn save(&self, out: &mut Vec<u8>) {
+        self.0.save(out);
+    }
+
+    fn load(from: &mut Reader) -> Result<Self, LoadError> {
+        State::load(from).map(Capabilities)
     }
 }
 

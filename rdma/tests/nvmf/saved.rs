@@ -1,8 +1,12 @@
 //! State of any content: it is refused by name, or an engine that keeps its promises.
 
-use crate::ends::{Controller, Host, Random, admin_config, subsystem};
+use crate::ends::{Controller, Host, Random, admin_config, names, namespace, subsystem};
 use crate::loopback::{io_config, set_up, settle};
-use outboard_rdma::nvmf::initiator::{Queue, QueueConfig, Request};
+use outboard_rdma::nvmf::fabrics::ANY_CONTROLLER;
+use outboard_rdma::nvmf::fence::Life;
+use outboard_rdma::nvmf::initiator::{
+    Associated, Association, Next, Queue, QueueConfig, Request, Wish,
+};
 use outboard_rdma::nvmf::target::{Limits, Subsystem, Target};
 use outboard_rdma::nvmf::{Digests, LoadError, Op, Piece, StatusCode, Want};
 
@@ -100,6 +104,115 @@ fn exercise_queue(mut queue: Queue, random: &mut Random) {
     assert_eq!(again.save(), queue.save());
 }
 
+fn wish(digests: Digests) -> Wish {
+    Wish {
+        nsid: 1,
+        digests,
+        keep_alive_ms: 5_000,
+        names: names(ANY_CONTROLLER),
+        depth: 8,
+        expected: Some(namespace(4096)),
+        user: 3,
+        life: Life { boot: 1, begun_ns: 2 },
+        after: 0,
+    }
+}
+
+/// Makes an association, moving at most `limit` bytes at a time in each direction; it goes on as
+/// what `visit` gives back.
+fn associate(
+    digests: Digests,
+    limit: usize,
+    mut visit: impl FnMut(Association) -> Association,
+) -> Associated {
+    let mut subsystem = subsystem(4096, LIMITS);
+    let mut ends = [Controller::new(8, 0), Controller::new(8, 1 << 20)];
+    let mut engine = Association::new(wish(digests));
+    loop {
+        engine = visit(engine);
+        let (queue, end) = match engine.poll(0).unwrap() {
+            Next::Admin => (engine.admin_mut(), &mut ends[0]),
+            Next::Io => (engine.io_mut().unwrap(), &mut ends[1]),
+            Next::Time { .. } => unreachable!("our target is ready at once"),
+            Next::Ready => return engine.finish().unwrap(),
+        };
+        let mut sent = Vec::new();
+        for piece in queue.pieces() {
+            let Piece::Bytes(bytes) = piece else { unreachable!("no I/O yet") };
+            sent.extend_from_slice(&bytes[..bytes.len().min(limit - sent.len())]);
+        }
+        queue.sent(sent.len());
+        end.receive(0, &sent, &mut subsystem).unwrap();
+        if end.target.is_fencing() {
+            end.target.finish_fence(&mut subsystem);
+        }
+        let answer = end.transmit(limit);
+        let mut rest = &answer[..];
+        while !rest.is_empty() {
+            rest = &rest[queue.receive(rest).unwrap()..];
+        }
+    }
+}
+
+/// An association in the middle of being made, by how often it was seen before.
+fn half_made(digests: Digests, at: usize) -> Vec<u8> {
+    let (mut seen, mut saved) = (0, Vec::new());
+    associate(digests, 150, |engine| {
+        if seen == at {
+            saved = engine.save();
+        }
+        seen += 1;
+        engine
+    });
+    saved
+}
+
+#[test]
+fn an_association_goes_on_from_any_point_of_its_making() {
+    for digests in [Digests::NONE, Digests::BOTH] {
+        for limit in [1, 7, 150, usize::MAX] {
+            let whole = associate(digests, limit, |engine| engine);
+            let mut kinds = [0; 3];
+            let pieced = associate(digests, limit, |engine| {
+                let saved = engine.save();
+                let kind = ["setting", "waiting", "connecting"]
+                    .iter()
+                    .position(|doing| engine.doing().starts_with(doing));
+                kinds[kind.unwrap()] += 1;
+                let again = Association::load(&saved).unwrap();
+                assert_eq!(again.save(), saved);
+                again
+            });
+            assert!(kinds.iter().all(|count| *count > 0), "{kinds:?}");
+            assert_eq!((pieced.found, pieced.epoch), (whole.found, whole.epoch));
+            assert_eq!(pieced.admin.save(), whole.admin.save());
+            assert_eq!(pieced.io.save(), whole.io.save());
+        }
+    }
+}
+
+/// Lets an association of any content go on with what comes.
+fn exercise_association(mut engine: Association, random: &mut Random) {
+    for _ in 0..10 {
+        let queue = match engine.poll(random.below(1 << 40)) {
+            Ok(Next::Admin) => Some(engine.admin_mut()),
+            Ok(Next::Io) => engine.io_mut(),
+            Ok(Next::Time { .. } | Next::Ready) | Err(_) => None,
+        };
+        let Some(queue) = queue else { break };
+        let mut out = vec![0; random.below(5_000) as usize];
+        let filled = queue.fill(&mut out, |_, _, place| place.fill(7));
+        queue.sent_copy(&out[..filled]);
+        let bytes: Vec<u8> = (0..random.below(200)).map(|_| random.next() as u8).collect();
+        if queue.wants() == Want::Engine {
+            let _ = queue.receive(&bytes);
+        }
+    }
+    let _ = (engine.doing(), engine.namespace());
+    assert_eq!(Association::load(&engine.save()).unwrap().save(), engine.save());
+    engine.finish();
+}
+
 #[test]
 fn what_is_saved_is_loaded_at_every_byte() {
     for digests in [Digests::NONE, Digests::BOTH] {
@@ -137,7 +250,7 @@ fn wrong_lengths_and_kinds_are_named() {
 #[test]
 fn changed_state_is_refused_or_harmless() {
     let mut random = Random(11);
-    let mut loaded = [0; 2];
+    let mut loaded = [0; 3];
     for round in 0..3000_usize {
         let digests = Digests::from_bits((round % 4) as u8);
         let (queue, target, mut subsystem) = busy(digests, random.below(20_000) as usize);
@@ -159,6 +272,20 @@ fn changed_state_is_refused_or_harmless() {
             exercise_target(target, &mut subsystem, &mut random);
         }
     }
+    for round in 0..1000 {
+        let mut state = half_made(Digests::from_bits((round % 4) as u8), round % 40);
+        if state.is_empty() {
+            continue;
+        }
+        for _ in 0..1 + random.below(3) {
+            let at = 8 + random.below((state.len() - 8) as u64) as usize;
+            state[at] = [random.next() as u8, 0, 1, 0xff][random.below(4) as usize];
+        }
+        if let Ok(engine) = Association::load(&state) {
+            loaded[2] += 1;
+            exercise_association(engine, &mut random);
+        }
+    }
     assert!(loaded.iter().all(|count| (150..3000).contains(count)), "{loaded:?}");
 }
 
@@ -170,6 +297,9 @@ fn any_bytes_are_a_state_or_an_error() {
         let _ = subsystem.load(&[b"obsubs\0\x01", &bytes[..]].concat());
         if let Ok(queue) = Queue::load(&[b"obinit\0\x01", &bytes[..]].concat()) {
             exercise_queue(queue, &mut random);
+        }
+        if let Ok(engine) = Association::load(&[b"obasso\0\x01", &bytes[..]].concat()) {
+            exercise_association(engine, &mut random);
         }
         let target = Target::load(&[b"obtarg\0\x01", &bytes[..]].concat(), &subsystem);
         if let Ok(target) = target {

@@ -4,12 +4,15 @@
 //!
 //! The caller moves bytes as [`Next`] says, and asks again after whatever came.
 
-use super::{Found, Progress, Queue, QueueConfig, Setup, SetupError, State};
+use super::{Found, MAX_DEPTH, Progress, Queue, QueueConfig, Setup, SetupError, State};
 use crate::nvmf::StatusCode;
 use crate::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use crate::nvmf::fence::{Ask, Fence, Life};
 use crate::nvmf::identify::Namespace;
 use crate::nvmf::pdu::Digests;
+use crate::nvmf::state::{self, Kind, LoadError, Reader, State as Saved, ensure, state_struct};
+
+const ASSOCIATION: &Kind = b"obasso\0\x01";
 
 /// What an association is made with.
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub struct Wish {
     /// The last epoch that the target gave; 0: none, it starts.
     pub after: u64,
 }
+
+state_struct!(Wish { nsid, digests, keep_alive_ms, names, depth, expected, user, life, after });
 
 /// Why there is no association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +180,56 @@ impl Association {
             Step::Io(found, io) => Some(Associated { admin, io: *io, found, epoch }),
             Step::Setup(_) | Step::Fence(_) => None,
         }
+    }
+
+    /// How far it is, as plain data: both queues, what was found, what waits for an answer.
+    pub fn save(&self) -> Vec<u8> {
+        state::save(ASSOCIATION, |out| {
+            (self.wish.clone(), self.epoch).save(out);
+            self.admin.write(out);
+            match &self.step {
+                Step::Setup(setup) => {
+                    out.push(0);
+                    setup.save(out);
+                }
+                Step::Fence(found) => {
+                    out.push(1);
+                    found.save(out);
+                }
+                Step::Io(found, io) => {
+                    out.push(2);
+                    found.save(out);
+                    io.write(out);
+                }
+            }
+        })
+    }
+
+    /// The association that was saved; what was on its connections' way goes on there.
+    pub fn load(bytes: &[u8]) -> Result<Association, LoadError> {
+        state::load(ASSOCIATION, bytes, Association::read)
+    }
+
+    fn read(from: &mut Reader) -> Result<Association, LoadError> {
+        let (wish, epoch): (Wish, u64) = Saved::load(from)?;
+        ensure((1..=MAX_DEPTH).contains(&wish.depth), "depth")?;
+        let admin = Queue::read(from)?;
+        ensure(admin.config.queue == 0, "the admin queue's number")?;
+        let step = match from.byte()? {
+            0 => Step::Setup(Setup::load(from)?),
+            1 => Step::Fence(Found::load(from)?),
+            2 => Step::Io(Found::load(from)?, Box::new(Queue::read(from)?)),
+            _ => return Err(LoadError::Invalid("a step")),
+        };
+        match &step {
+            Step::Setup(setup) => setup.check()?,
+            Step::Fence(found) => found.check()?,
+            Step::Io(found, io) => {
+                found.check()?;
+                ensure(io.config.queue != 0, "the I/O queue's number")?;
+            }
+        }
+        Ok(Association { wish, admin, step, epoch })
     }
 
     fn set_up(&mut self, found: Found) -> Result<(), AssociationError> {

@@ -37,20 +37,23 @@ state_struct!(Slot {
 impl Queue {
     /// The queue's state, between PDUs or in one, as plain data; not the commands' data.
     pub fn save(&self) -> Vec<u8> {
-        state::save(QUEUE, |out| {
-            self.config.save(out);
-            (self.state, self.is_initialized).save(out);
-            (self.format, self.max_h2c_bytes).save(out);
-            self.assembly.save(out);
-            (self.incoming, self.check).save(out);
-            self.digest_errors.save(out);
-            self.outbox.save(out);
-            self.slots.to_vec().save(out);
-            self.free.save(out);
-            self.ended.save(out);
-            self.control_end.save(out);
-            out.extend_from_slice(&self.page);
-        })
+        state::save(QUEUE, |out| self.write(out))
+    }
+
+    /// The same as a part of something larger.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        self.config.save(out);
+        (self.state, self.is_initialized).save(out);
+        (self.format, self.max_h2c_bytes).save(out);
+        self.assembly.save(out);
+        (self.incoming, self.check).save(out);
+        self.digest_errors.save(out);
+        self.outbox.save(out);
+        self.slots.to_vec().save(out);
+        self.free.save(out);
+        self.ended.save(out);
+        self.control_end.save(out);
+        out.extend_from_slice(&self.page);
     }
 
     /// The queue that was saved. The caller still has the data of its commands.
@@ -58,7 +61,7 @@ impl Queue {
         state::load(QUEUE, bytes, Queue::read)
     }
 
-    fn read(from: &mut Reader) -> Result<Queue, LoadError> {
+    pub(super) fn read(from: &mut Reader) -> Result<Queue, LoadError> {
         let config = QueueConfig::load(from)?;
         ensure((1..=MAX_DEPTH).contains(&config.depth), "depth")?;
         let mut it = Queue::new(config);
@@ -87,6 +90,8 @@ impl Queue {
     fn check_queue(&self) -> Result<(), LoadError> {
         self.assembly.check()?;
         let has_agreed = self.assembly.digests == self.format.digests;
+        let is_taken = self.control_end.is_some() && self.is_control_in_flight();
+        ensure(!is_taken, "the end of a control command that is in flight")?;
         ensure(has_agreed && self.config.digests.contain(self.format.digests), "digests")?;
         let is_ready = matches!(self.state, QueueState::Ready { .. } | QueueState::Refused(_));
         ensure(self.is_initialized || !is_ready, "a queue before its connection")?;

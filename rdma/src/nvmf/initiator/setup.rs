@@ -8,6 +8,7 @@ use crate::nvmf::fabrics::{
 };
 use crate::nvmf::fence::Boot;
 use crate::nvmf::identify::{Controller, IDENTIFY_BYTES, Namespace, Unusable, cns};
+use crate::nvmf::state::{LoadError, ensure, state_enum, state_struct};
 use crate::nvmf::{Fault, StatusCode};
 
 /// What a set-up found.
@@ -29,6 +30,24 @@ pub struct Found {
     pub has_fence: bool,
     /// What the target's machine drew when it started; zeros where it does not tell.
     pub boot: Boot,
+}
+
+state_struct!(Found {
+    controller,
+    max_in_flight,
+    in_capsule_bytes,
+    max_transfer_bytes,
+    commands,
+    namespace,
+    has_fence,
+});
+
+impl Found {
+    /// Whether a set-up can have found this.
+    pub(super) fn check(&self) -> Result<(), LoadError> {
+        ensure(self.max_in_flight > 0 && self.max_transfer_bytes != Some(0), "limits")?;
+        self.namespace.check()
+    }
 }
 
 /// Why a set-up failed.
@@ -106,6 +125,11 @@ enum Step {
     Descriptors,
 }
 
+state_enum!(Step {
+    0 => Connect, 1 => Capabilities, 2 => Enable, 3 => Ready, 4 => Pause { until_ns },
+    5 => Controller, 6 => Queues, 7 => Namespace, 8 => Descriptors,
+});
+
 impl Step {
     fn name(self) -> &'static str {
         match self {
@@ -135,7 +159,16 @@ pub struct Setup {
     namespace: Option<Namespace>,
 }
 
+state_struct!(Setup { nsid, step, capabilities, controller, enabled_ns, namespace });
+
 impl Setup {
+    /// Whether it can have come this far.
+    pub(super) fn check(&self) -> Result<(), LoadError> {
+        let is_named = self.step != Step::Descriptors || self.namespace.is_some();
+        ensure(is_named, "a set-up without its namespace")?;
+        self.namespace.map_or(Ok(()), |namespace| namespace.check())
+    }
+
     /// For namespace `nsid`, on a queue that was made with number 0.
     pub fn new(nsid: u32) -> Setup {
         Setup {
