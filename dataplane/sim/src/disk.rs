@@ -18,6 +18,10 @@ pub struct DiskFaults {
     pub error_ppm: u32,
     /// The least and the most time that an I/O takes.
     pub latency_ns: (u64, u64),
+    /// The disk holds an I/O back, as it does when it has to try again: it takes `stall_ns` more.
+    pub stall_ppm: u32,
+    /// The least and the most time that it is held back.
+    pub stall_ns: (u64, u64),
 }
 
 /// What an I/O does; offsets and lengths are in sectors of [`SECTOR_BYTES`].
@@ -74,6 +78,8 @@ pub struct DiskStatistics {
     pub cut: u64,
     /// Sectors whose newest content a power cut lost.
     pub lost_sectors: u64,
+    /// I/Os that were held back.
+    pub stalled: u64,
 }
 
 /// A disk of `sectors` sectors, zeros at first.
@@ -122,7 +128,12 @@ impl Disk {
         let sectors = (self.stable.len() / SECTOR_BYTES) as u64;
         assert!(first.checked_add(count).is_some_and(|end| end <= sectors));
         let (least_ns, most_ns) = self.faults.latency_ns;
-        let at_ns = now_ns + self.rng.between(least_ns, most_ns);
+        let mut at_ns = now_ns + self.rng.between(least_ns, most_ns);
+        if self.rng.chance(self.faults.stall_ppm) {
+            let (least_ns, most_ns) = self.faults.stall_ns;
+            at_ns += self.rng.between(least_ns, most_ns);
+            self.statistics.stalled += 1;
+        }
         self.statistics.submitted += 1;
         self.in_flight.push(at_ns, (id, self.clock, op));
     }
@@ -236,7 +247,8 @@ fn place(sector: u64) -> std::ops::Range<usize> {
 mod tests {
     use super::*;
 
-    const CLEAN: DiskFaults = DiskFaults { error_ppm: 0, latency_ns: (10, 1_000) };
+    const CLEAN: DiskFaults =
+        DiskFaults { error_ppm: 0, latency_ns: (10, 1_000), stall_ppm: 0, stall_ns: (0, 0) };
 
     fn write(sector: u64, value: u8, sectors: usize) -> DiskOp {
         DiskOp::Write { sector, data: vec![value; sectors * SECTOR_BYTES] }
@@ -297,6 +309,18 @@ mod tests {
             seen[usize::from(disk.content(0, 1)[0])] = true;
         }
         assert_eq!(seen, [true, true, false]);
+    }
+
+    #[test]
+    fn what_is_held_back_ends_later_than_what_came_behind_it() {
+        let faults = DiskFaults { stall_ppm: 300_000, stall_ns: (50_000, 90_000), ..CLEAN };
+        let mut disk = Disk::new(Rng::new(5), faults, 8);
+        for id in 0..1_000 {
+            disk.submit(0, id, write(0, 1, 1));
+        }
+        let late = finish(&mut disk).iter().filter(|ended| ended.at_ns > 50_000).count();
+        assert_eq!(late as u64, disk.statistics().stalled);
+        assert!((200..400).contains(&late), "{late}");
     }
 
     #[test]

@@ -386,8 +386,10 @@ impl Queue {
         if self.broken.is_some() {
             return false;
         }
-        self.kicks.ask(&self.used, self.next_available);
-        self.fetch() != Ok(0)
+        if !planted!("virtio-kick-lost") {
+            self.kicks.ask(&self.used, self.next_available);
+        }
+        !planted!("virtio-kick-raced") && self.fetch() != Ok(0)
     }
 
     /// Tells the driver that kicks are not needed: the ring is polled.

@@ -22,8 +22,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use link::Word;
 use outboard_dma::socket::{self, Gather, Scatter};
 use outboard_dma::{EventFd, Segments};
-use outboard_rdma::nvmf::initiator::Request;
-use outboard_rdma::nvmf::{self, Fault, Piece, StatusCode, Want};
+use outboard_rdma::nvmf::initiator::{self, Request};
+use outboard_rdma::nvmf::{self, Fault, LoadError, Piece, StatusCode, Want};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -208,6 +208,20 @@ impl Remote {
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Its end of the connection, if there is one, as plain data; the I/Os are the volume's.
+    pub fn save_engine(&self) -> Option<Vec<u8>> {
+        self.link.as_ref().map(|link| link.queue.save())
+    }
+
+    /// Goes on with what [`save_engine`](Self::save_engine) gave, of the same connection.
+    pub fn load_engine(&mut self, saved: &[u8]) -> Result<(), LoadError> {
+        let queue = initiator::Queue::load(saved)?;
+        if let Some(link) = &mut self.link {
+            link.queue = queue;
+        }
+        Ok(())
     }
 
     /// Has I/Os carry their times from now on, or not.

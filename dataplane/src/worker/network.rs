@@ -258,13 +258,30 @@ impl Network {
         free: &mut FreeList,
     ) -> Arc<Tables> {
         let old = self.switch.set_tables(tables);
+        self.decide_held(now_ns, free);
+        old
+    }
+
+    /// The switch, to be saved.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    /// Takes another switch, as one that was saved and loaded, and gives the old one back, to be
+    /// freed elsewhere. Held packets get another decision.
+    pub fn set_switch(&mut self, switch: Switch, now_ns: u64, free: &mut FreeList) -> Switch {
+        let old = std::mem::replace(&mut self.switch, switch);
+        self.decide_held(now_ns, free);
+        old
+    }
+
+    fn decide_held(&mut self, now_ns: u64, free: &mut FreeList) {
         let mut held = std::mem::take(&mut self.held);
         while !held.is_empty() {
             let count = held.len().min(BURST);
             let burst = held.drain(..count).map(|held| held.packet).collect();
             self.decide(now_ns, burst, free);
         }
-        old
     }
 
     /// Tells the tenants behind this worker's queues of their gateway.

@@ -221,6 +221,14 @@ impl Storage {
         self.slots.push(slot);
     }
 
+    /// The volume with this number.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn volume_mut(&mut self, number: u32) -> &mut Volume {
+        &mut self.slot(number).volume
+    }
+
     /// Takes in a user of the volume with this number.
     pub fn add_user(&mut self, number: u32, user: User) {
         let is_on = self.ledger.is_some();

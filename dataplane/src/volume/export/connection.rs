@@ -56,7 +56,7 @@ impl Interest {
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Option<TcpStream>,
-    target: Target,
+    pub target: Target,
     slots: Box<[Slot]>,
     /// Commands that the volume has, or that wait for it.
     running: u16,

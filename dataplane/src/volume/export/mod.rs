@@ -13,10 +13,12 @@ mod connection;
 mod counters;
 mod fence;
 mod pool;
+mod saved;
 mod timing;
 
 pub use counters::{End, ExportCounters};
 pub use pool::GUARANTEED_FRAMES;
+pub use saved::SavedEngines;
 
 use super::{BlockDevice, Done, Geometry, Io, Op, Status, Tag};
 use crate::ledger::{Entry, Subject};
@@ -323,6 +325,15 @@ impl Export {
     /// that it listed before.
     pub fn list_others(&mut self, others: Vec<discovery::Entry>) -> Vec<discovery::Entry> {
         self.subsystem.list_others(others)
+    }
+
+    /// Has the data of writes come in pieces, as a target with less memory would: asks for
+    /// `r2t_bytes` at a time, in PDUs of `h2c_bytes`, from the next connection on.
+    ///
+    /// # Panics
+    /// As [`Subsystem::take_pieces_of`].
+    pub fn take_pieces_of(&mut self, r2t_bytes: u32, h2c_bytes: u32) {
+        self.subsystem.take_pieces_of(r2t_bytes, h2c_bytes);
     }
 
     /// Refuses hosts that do not ask for at least these digests.

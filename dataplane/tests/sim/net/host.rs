@@ -8,7 +8,7 @@ use outboard::packet::PortId;
 use outboard::port::AnyPort;
 use outboard::port::peer::Peer;
 use outboard::port::test::TestPort;
-use outboard::switch::{Seed, Switch, SwitchCounters, Tables};
+use outboard::switch::{Seed, Switch, SwitchCounters, SwitchState, Tables};
 use outboard::worker::{Exit, Network, Queue};
 use outboard_dma::{Chain, DATA_BYTES, FreeList, HEADROOM_BYTES, Region};
 use outboard_sim::Rng;
@@ -37,6 +37,9 @@ struct Worker {
     free: FreeList,
     counters: Vec<Arc<PortCounters>>,
     flows: Arc<SwitchCounters>,
+    /// Hits, misses, recompilations and evictions of its earlier switches.
+    past_flows: [u64; 4],
+    tables: Arc<Tables>,
 }
 
 /// The worker that owns a port.
@@ -57,7 +60,7 @@ impl Host {
         let peers = [[None, Some(first)], [Some(second), None]];
         let workers = peers.into_iter().enumerate().map(|(index, peers)| {
             let seed = Seed::new(rng.next_u64());
-            let switch = Switch::new(FLOWS, seed, tables.clone());
+            let switch = (Switch::new(FLOWS, seed, tables.clone()), tables.clone());
             Worker::new(index, ports, peers.into(), switch, region.carve(FRAMES).unwrap())
         });
         Host { workers: workers.collect(), ports, refused: 0, rng }
@@ -128,8 +131,25 @@ impl Host {
 
     /// Swaps one worker's tables; what it held is decided anew.
     pub fn set_tables(&mut self, worker: usize, now_ns: u64, tables: Arc<Tables>) {
-        let Worker { network, free, .. } = &mut self.workers[worker];
+        let Worker { network, free, tables: own, .. } = &mut self.workers[worker];
+        *own = Arc::clone(&tables);
         network.set_tables(tables, now_ns, free);
+    }
+
+    /// One worker goes on with a switch of what its own has saved, as another process would; how
+    /// many flows that has.
+    pub fn reload(&mut self, worker: usize, now_ns: u64) -> usize {
+        let seed = Seed::new(self.rng.next_u64());
+        let Worker { network, free, flows, past_flows, tables, .. } = &mut self.workers[worker];
+        let saved = serde_json::to_string(&network.switch().save()).unwrap();
+        let saved: SwitchState = serde_json::from_str(&saved).unwrap();
+        let switch = Switch::load(FLOWS, seed, Arc::clone(tables), &saved).unwrap();
+        for (sum, count) in past_flows.iter_mut().zip(counts(flows)) {
+            *sum += count;
+        }
+        *flows = switch.counters();
+        network.set_switch(switch, now_ns, free);
+        saved.flows.len()
     }
 
     /// The laws of conservation, when nothing is under way: packets and frames.
@@ -180,15 +200,12 @@ impl Host {
 
     /// Hits, misses, recompilations and evictions of the flow caches.
     pub fn flows(&self) -> [u64; 4] {
-        let sum = |count: fn(&SwitchCounters) -> u64| {
-            self.workers.iter().map(|worker| count(&worker.flows)).sum()
-        };
-        [
-            sum(|flows| flows.hits.get()),
-            sum(|flows| flows.misses.get()),
-            sum(|flows| flows.recompiles.get()),
-            sum(|flows| flows.evictions.get()),
-        ]
+        let mut sum = [0; 4];
+        for worker in &self.workers {
+            let all = counts(&worker.flows).into_iter().zip(worker.past_flows);
+            sum.iter_mut().zip(all).for_each(|(sum, (now, past))| *sum += now + past);
+        }
+        sum
     }
 
     /// Ends every packet, as when the daemon stops; all frames must be there.
@@ -207,12 +224,16 @@ impl Host {
     }
 }
 
+fn counts(flows: &SwitchCounters) -> [u64; 4] {
+    [flows.hits.get(), flows.misses.get(), flows.recompiles.get(), flows.evictions.get()]
+}
+
 impl Worker {
     fn new(
         index: usize,
         ports: usize,
         peers: Vec<Option<Peer>>,
-        switch: Switch,
+        (switch, tables): (Switch, Arc<Tables>),
         free: FreeList,
     ) -> Worker {
         let counters: Vec<Arc<PortCounters>> = (0..ports).map(|_| Arc::default()).collect();
@@ -229,7 +250,7 @@ impl Worker {
         }
         let flows = switch.counters();
         let network = Network::new(queues, exits, peers, switch, counters.clone());
-        Worker { network, free, counters, flows }
+        Worker { network, free, counters, flows, past_flows: [0; 4], tables }
     }
 
     fn port(&mut self, port: PortId) -> &mut TestPort {

@@ -65,6 +65,8 @@ struct World {
     /// Frames that the link had changed, by the host they reached.
     corrupted: [u64; HOSTS],
     events: u64,
+    /// Switches that went on from what was saved: without flows, with some.
+    reloads: [u64; 2],
     /// Whether routers on the way mark congestion.
     congested: bool,
     /// The hosts' workers, then what takes the hosts' frames.
@@ -86,6 +88,7 @@ impl World {
             ledger: Ledger::default(),
             corrupted: [0; HOSTS],
             events: 0,
+            reloads: [0; 2],
             congested: true,
             stalled_until_ns: [0; HOSTS * (WORKERS + 1)],
             now_ns: 1,
@@ -108,6 +111,10 @@ impl World {
             }
             if self.rng.chance(5_000) {
                 self.change_tables(host);
+            }
+            if self.rng.chance(2_000) {
+                let worker = self.rng.index(WORKERS);
+                self.reloads[usize::from(self.hosts[host].reload(worker, self.now_ns) > 0)] += 1;
             }
             // Now and then a host is late, or nobody takes what it sends.
             for worker in 0..WORKERS {
@@ -332,6 +339,7 @@ pub fn run(seed: u64, coverage: &mut Coverage) -> u64 {
     assert!(world.tenants.iter().any(|tenant| tenant.echo_replies > 0));
     assert!(world.tenants.iter().all(|tenant| tenant.errors > 0));
     assert!(world.hosts.iter().all(|host| host.flows().iter().all(|count| *count > 0)));
+    assert!(world.reloads[1] > 0, "no switch was saved and loaded");
     assert!(reasons >= REASONS_PER_SEED, "{reasons} reasons");
     world.hosts.into_iter().for_each(Host::close);
     world.events
@@ -342,6 +350,7 @@ fn report(world: &World, coverage: &mut Coverage) {
     for (name, count) in [("delivered", delivered), ("caught", caught), ("marked", marked)] {
         coverage.add("datagram", name, count);
     }
+    coverage.add("saved", "switch", world.reloads[1]);
     for (host, link) in world.hosts.iter().zip(&world.links) {
         let names = ["hits", "misses", "recompiles", "evictions"];
         for (name, count) in names.iter().zip(host.flows()) {

@@ -14,15 +14,25 @@ use outboard_rdma::nvmf::initiator::{
 use outboard_rdma::nvmf::{Digests, Nqn, Piece};
 use outboard_sim::Rng;
 
-/// The longest pause between attempts.
-const PAUSE_NS: u64 = 3_000_000;
-/// For how long the target may still hear a connection that the host has lost.
-const LINGER_NS: u64 = 8_000_000;
+/// The longest pause between attempts, of those that follow soon and of the others.
+const PAUSES_NS: [u64; 2] = [100_000, 3_000_000];
+/// For how long the target may still hear a connection that the host has lost, and for how long
+/// the network may hold back what is on it.
+const LINGER_NS: u64 = 12_000_000;
 
 enum Phase {
     Down { until_ns: u64 },
     Making { engine: Box<Association>, admin: Wire, io: Option<Wire> },
     Up { admin: Wire, io: Wire, host: Option<Socket>, number: u64 },
+}
+
+/// An association of the past, of which the target has not heard that it has ended: what the host
+/// sent moves on from one moment to another.
+struct Lingering {
+    io: Wire,
+    admin: Wire,
+    from_ns: u64,
+    until_ns: u64,
 }
 
 /// States that were reached, and how often.
@@ -34,20 +44,25 @@ pub struct Reached {
     pub lost: u64,
     pub changed: u64,
     pub half_open: u64,
+    pub parted: u64,
+    /// Associations that went on from what they had saved.
+    pub saved: u64,
 }
 
 /// The control of one remote volume.
 pub struct Control {
     remote: RemoteControl,
     phase: Phase,
-    /// Connections that the host has lost and the target not.
-    lingering: Vec<(Wire, u64)>,
+    /// What the host has lost and the target not.
+    lingering: Vec<Lingering>,
     digests: Digests,
     corrupt_ppm: u32,
     namespace: Option<Namespace>,
     epoch: u64,
     number: u64,
     frozen_until_ns: u64,
+    /// Until then what the host sends gets no further than the network.
+    parted_until_ns: Option<u64>,
     pub reached: Reached,
 }
 
@@ -63,6 +78,7 @@ impl Control {
             epoch: 0,
             number: 0,
             frozen_until_ns: 0,
+            parted_until_ns: None,
             reached: Reached::default(),
         }
     }
@@ -74,14 +90,15 @@ impl Control {
     /// One moment: pieces that moved.
     pub fn step(&mut self, now_ns: u64, target: &Target, rng: &mut Rng) -> u64 {
         let mut moved = 0;
-        for (wire, _) in &mut self.lingering {
-            moved += wire.serve(now_ns);
+        for late in self.lingering.iter_mut().filter(|late| late.from_ns <= now_ns) {
+            moved += late.io.serve(now_ns) + late.admin.serve(now_ns);
         }
-        self.lingering.retain(|(wire, until_ns)| *until_ns > now_ns && !wire.is_drained());
+        self.lingering.retain(|late| late.until_ns > now_ns && !late.io.is_drained());
         if self.frozen_until_ns > now_ns {
             return moved;
         }
-        let until_ns = now_ns + rng.below(PAUSE_NS);
+        let longest_ns = PAUSES_NS[rng.index(2)];
+        let until_ns = now_ns + rng.below(longest_ns);
         let phase = std::mem::replace(&mut self.phase, Phase::Down { until_ns });
         self.phase = match phase {
             Phase::Down { until_ns } if until_ns > now_ns => Phase::Down { until_ns },
@@ -117,6 +134,10 @@ impl Control {
         target: &Target,
         rng: &mut Rng,
     ) -> Option<Phase> {
+        if rng.chance(20_000) {
+            *engine = Association::load(&engine.save()).unwrap();
+            self.reached.saved += 1;
+        }
         let next = match engine.poll(now_ns) {
             Ok(next) => next,
             Err(AssociationError::Changed) => {
@@ -194,16 +215,24 @@ impl Control {
                 moved += 1;
             }
         }
-        moved += io.serve(now_ns);
+        let parted_until_ns = self.parted_until_ns;
+        match parted_until_ns {
+            None => moved += io.serve(now_ns),
+            // Now the host has waited for too long.
+            Some(until_ns) if until_ns <= now_ns => host = None,
+            Some(_) => {}
+        }
         while let Some(lost) = self.remote.take_lost() {
             if lost.link.number == number {
                 self.reached.lost += 1;
-                if rng.chance(500_000) {
+                self.parted_until_ns = None;
+                if parted_until_ns.is_some() || rng.chance(500_000) {
                     // What the host has sent may still come.
                     self.reached.half_open += 1;
-                    let until_ns = now_ns + rng.below(LINGER_NS);
-                    self.lingering.push((io, until_ns));
-                    self.lingering.push((admin, until_ns));
+                    let hold_ns = if rng.chance(600_000) { rng.below(LINGER_NS) } else { 0 };
+                    let from_ns = now_ns + hold_ns;
+                    let until_ns = from_ns + rng.below(LINGER_NS);
+                    self.lingering.push(Lingering { io, admin, from_ns, until_ns });
                 }
                 return (None, moved);
             }
@@ -226,6 +255,14 @@ impl Control {
     /// Nothing gets through for a while.
     pub fn freeze(&mut self, until_ns: u64) {
         self.frozen_until_ns = until_ns;
+    }
+
+    /// What the host sends gets stuck for a while; then it gives the connection up.
+    pub fn part(&mut self, until_ns: u64) {
+        if self.is_up() {
+            self.reached.parted += 1;
+            self.parted_until_ns.get_or_insert(until_ns);
+        }
     }
 
     /// The target has died, and with it every connection.

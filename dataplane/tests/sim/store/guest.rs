@@ -62,6 +62,9 @@ pub struct Guest {
     call: EventFd,
     polls: bool,
     versions: Version,
+    submitted: u64,
+    /// Requests that the disk was shown.
+    pub published: u64,
     pub ends: Ends,
 }
 
@@ -89,7 +92,23 @@ impl Guest {
         assert!(!ring.want_calls(!polls), "nothing has come yet");
         let slots = std::array::from_fn(|_| None);
         let ends = Ends::default();
-        (Guest { memory, ring, slots, kick, call, polls, versions: 0, ends }, with)
+        let guest = Guest {
+            memory,
+            ring,
+            slots,
+            kick,
+            call,
+            polls,
+            versions: 0,
+            submitted: 0,
+            published: 0,
+            ends,
+        };
+        (guest, with)
+    }
+
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
     }
 
     pub fn in_flight(&self) -> usize {
@@ -128,11 +147,13 @@ impl Guest {
         let was_cut = false;
         let flight = Flight { op, first, count, version, allowed, is_settled, was_cut, since };
         self.slots[slot] = Some(flight);
+        self.submitted += 1;
         true
     }
 
     /// Shows the disk what was submitted.
     pub fn publish(&mut self) {
+        self.published = self.submitted;
         if self.ring.publish() {
             self.ends.kicks += 1;
             self.kick.signal();

@@ -14,6 +14,7 @@ mod control;
 mod guest;
 mod medium;
 mod oracle;
+mod saved;
 mod target;
 mod wire;
 
@@ -30,6 +31,7 @@ use outboard::worker::{Storage, User, VolumeSlot};
 use outboard_dma::PollList;
 use outboard_rdma::nvmf::Digests;
 use outboard_sim::{DiskFaults, Rng};
+use saved::{RingControl, Saved};
 use std::sync::Arc;
 use std::time::Duration;
 use target::Target;
@@ -43,6 +45,14 @@ const MAX_STEPS: u64 = 1_000_000;
 const CHECK_STEPS: u64 = 2_500;
 /// Few sectors, so that what comes late meets what is newer.
 const SECTORS: u64 = 192;
+/// So many of them are written over again and again.
+const HOT_SECTORS: u64 = 24;
+/// Bytes that a target asks for at a time, and bytes of a PDU: a write in one piece, in several
+/// PDUs of one request, in several requests.
+const PIECES: [(u32, u32); 4] =
+    [(128 << 10, 128 << 10), (16_384, 4_096), (4_096, 4_096), (4_096, 128 << 10)];
+/// For how long I/O waits for a connection: from less than one takes to for ever.
+const PATIENCE_NS: [u64; 5] = [2_000_000, 50_000_000, 50_000_000, 600_000_000_000, 600_000_000_000];
 /// The longest that a worker sleeps.
 const SLEEP_MAX_NS: u64 = 100_000_000;
 /// No request may take this long once nothing fails any more.
@@ -57,8 +67,11 @@ struct Character {
     /// Of the kills, the power cuts.
     power_ppm: u32,
     freeze_ppm: u32,
+    part_ppm: u32,
     faults: DiskFaults,
     digests: Digests,
+    /// Bytes that the target asks for at a time, and bytes of a PDU.
+    pieces: (u32, u32),
     corrupt_ppm: u32,
     patience_ns: u64,
     /// The target's medium is in memory: its death ends the run.
@@ -75,13 +88,17 @@ impl Character {
             kill_ppm: [200, 1_500][rng.index(2)],
             power_ppm: 600_000,
             freeze_ppm: 300,
+            part_ppm: 1_500,
             faults: DiskFaults {
                 error_ppm: [0, 3_000][rng.index(2)],
                 latency_ns: (2_000, slowest_ns),
+                stall_ppm: [0, 20_000, 60_000][rng.index(3)],
+                stall_ns: (1_000_000, 25_000_000),
             },
             digests,
+            pieces: PIECES[rng.index(PIECES.len())],
             corrupt_ppm: if digests == Digests::BOTH { 1_500 } else { 0 },
-            patience_ns: [2_000_000, 50_000_000, 600_000_000_000][rng.index(3)],
+            patience_ns: PATIENCE_NS[rng.index(PATIENCE_NS.len())],
             is_mem: rng.chance(150_000),
             sleeps: rng.chance(500_000),
         }
@@ -94,6 +111,8 @@ struct World {
     character: Character,
     guest: Guest,
     storage: Storage,
+    ring: RingControl,
+    saved: Saved,
     disk: Arc<DiskCounters>,
     volume: Arc<RemoteCounters>,
     control: Control,
@@ -132,10 +151,12 @@ impl World {
             now_ns: 1,
             guest,
             storage: Storage::new(vec![volume_slot]),
+            ring: RingControl { mail, is_stopping: false },
+            saved: Saved::default(),
             disk: counters,
             volume,
             control: Control::new(control, character.digests, character.corrupt_ppm),
-            target: Target::new(medium, character.digests),
+            target: Target::new(medium, character.digests, character.pieces),
             restart_ns: None,
             oracle: Oracle::new(SECTORS),
             stalled_until_ns: [0; 2],
@@ -161,6 +182,7 @@ impl World {
             self.turn(fails);
         }
         self.events += self.guest.reap(&mut self.oracle);
+        self.save_and_load();
         if fails {
             self.submit();
             self.fail();
@@ -188,6 +210,11 @@ impl World {
             self.storage.disarm();
             self.asleep_ns = None;
         }
+        let taken = Status::ALL.iter().map(|status| self.disk.status(*status)).sum::<u64>();
+        let taken = taken + self.disk.in_flight.get();
+        let shown = self.guest.published;
+        let is_awaited = !is_woken && !self.ring.is_stopping;
+        assert!(!is_awaited || taken == shown, "asleep over {} requests", shown - taken);
         self.asleep_ns.is_some()
     }
 
@@ -225,7 +252,9 @@ impl World {
             };
             let most = if self.rng.chance(100_000) { MOST_SECTORS } else { 8 };
             let count = if op == Op::Flush { 0 } else { self.rng.between(1, most) };
-            let first = self.rng.below(self.oracle.sectors() - count + 1);
+            let is_hot = count <= HOT_SECTORS && self.rng.chance(400_000);
+            let sectors = if is_hot { HOT_SECTORS } else { self.oracle.sectors() };
+            let first = self.rng.below(sectors - count + 1);
             self.guest.submit(op, first, count, &self.oracle);
         }
         self.guest.publish();
@@ -233,12 +262,16 @@ impl World {
 
     /// What goes wrong now.
     fn fail(&mut self) {
-        let Character { cut_ppm, kill_ppm, power_ppm, freeze_ppm, is_mem, .. } = self.character;
+        let Character { cut_ppm, kill_ppm, power_ppm, freeze_ppm, part_ppm, is_mem, .. } =
+            self.character;
         if self.rng.chance(cut_ppm) {
             self.control.cut();
         }
         if self.rng.chance(freeze_ppm) {
             self.control.freeze(self.now_ns + self.rng.below(4_000_000));
+        }
+        if self.rng.chance(part_ppm) {
+            self.control.part(self.now_ns + self.rng.below(2_000_000));
         }
         if !is_mem && self.target.is_alive() && self.rng.chance(kill_ppm) {
             let has_power = !self.rng.chance(power_ppm);
@@ -270,7 +303,7 @@ impl World {
                 "requests do not end: {} in flight, {:?}, {:?}",
                 self.guest.in_flight(),
                 self.control.reached,
-                self.disk
+                self.character
             );
         }
     }
@@ -345,8 +378,17 @@ impl World {
         for (name, count) in self.volume.occurrences() {
             coverage.add("volume", name, count);
         }
-        let control::Reached { refused, broken, ready, lost, changed, half_open } =
+        let control::Reached { refused, broken, ready, lost, changed, half_open, parted, saved } =
             self.control.reached;
+        for (name, count) in [
+            ("association", saved),
+            ("virtqueue", self.saved.virtqueue),
+            ("initiator", self.saved.initiator),
+            ("target", self.saved.target),
+        ] {
+            assert!(count > 0, "{name}: never went on from what it had saved");
+            coverage.add("saved", name, count);
+        }
         for (name, count) in [
             ("refused", refused),
             ("broken_while_made", broken),
@@ -354,6 +396,7 @@ impl World {
             ("lost", lost),
             ("medium_changed", changed),
             ("half_open", half_open),
+            ("parted", parted),
         ] {
             coverage.add("association", name, count);
         }
@@ -367,6 +410,7 @@ impl World {
             ("errors", disk.errors),
             ("cut_in_flight", disk.cut),
             ("lost_sectors", disk.lost_sectors),
+            ("stalled", disk.stalled),
         ] {
             coverage.add("target", name, count);
         }

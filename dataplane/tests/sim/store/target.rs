@@ -22,6 +22,8 @@ pub struct Target {
     boots: u8,
     identity: Identity,
     digests: Digests,
+    /// Bytes that it asks for at a time, and bytes of a PDU.
+    pieces: (u32, u32),
     /// What all lives counted: fences, and commands of the past that were refused.
     pub fences: u64,
     pub stale_refusals: u64,
@@ -35,7 +37,7 @@ struct Life {
 }
 
 impl Target {
-    pub fn new(medium: Medium, digests: Digests) -> Target {
+    pub fn new(medium: Medium, digests: Digests, pieces: (u32, u32)) -> Target {
         let identity = Identity { nguid: [7; 16], uuid: [0; 16] };
         let mut target = Target {
             medium,
@@ -44,6 +46,7 @@ impl Target {
             boots: 1,
             identity,
             digests,
+            pieces,
             fences: 0,
             stale_refusals: 0,
         };
@@ -70,6 +73,7 @@ impl Target {
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
         let (mut export, door) = Export::new(&config, self.medium.geometry(), &mut free).unwrap();
         export.require_digests(self.digests);
+        export.take_pieces_of(self.pieces.0, self.pieces.1);
         let counters = export.counters();
         self.life = Some(Life { export, door, counters, free });
         true
@@ -99,6 +103,15 @@ impl Target {
         }
         export.flush(now_ns);
         events
+    }
+
+    /// The engines go on from what they have saved; whether there are some.
+    pub fn save_and_load(&mut self) -> bool {
+        let Some(Life { export, .. }) = &mut self.life else { return false };
+        let saved = export.save_engines();
+        export.load_engines(&saved).unwrap();
+        assert_eq!(export.save_engines(), saved);
+        true
     }
 
     /// The process dies. What it had submitted goes on.

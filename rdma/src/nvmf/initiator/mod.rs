@@ -615,7 +615,8 @@ impl Queue {
         }
         let flags = if rest == 0 { pdu::LAST } else { 0 };
         let header = Header::data(Kind::HostData, flags, Transfer { len, ..asked }, self.format);
-        let payload = Payload::Place { offset: asked.offset, len };
+        let offset = if planted!("nvmf-r2t-offset") { 0 } else { asked.offset };
+        let payload = Payload::Place { offset, len };
         self.outbox.push(match &self.slots[usize::from(slot)].list {
             Some(list) => Entry::with_inline(&header, list, Some(slot)),
             None => Entry::new(&header, payload, Some(slot)),

@@ -262,6 +262,18 @@ impl Subsystem {
         self
     }
 
+    /// Has a write's data come in pieces: asks for `r2t_bytes` at a time, in PDUs of `h2c_bytes`,
+    /// from the next connection on.
+    ///
+    /// # Panics
+    /// When one is out of the range that [`Limits`] gives it.
+    pub fn take_pieces_of(&mut self, r2t_bytes: u32, h2c_bytes: u32) {
+        for bytes in [r2t_bytes, h2c_bytes] {
+            assert!(bytes >= 4096 && bytes.is_multiple_of(4));
+        }
+        self.limits = Limits { r2t_bytes, h2c_bytes, ..self.limits };
+    }
+
     /// Refuses hosts that do not ask for at least these digests.
     pub fn require_digests(&mut self, digests: Digests) {
         self.required_digests = digests;
@@ -319,7 +331,8 @@ impl Subsystem {
                     Err(Refused::Moved { current }) => return Ok(Fenced::Moved { current }),
                 };
                 for other in &mut self.controllers {
-                    if other.admission.user() == Some(user) {
+                    let is_past = other.admission.user() == Some(user);
+                    if is_past && !planted!("fence-past-admitted") {
                         other.admission = Admission::Stale;
                     }
                 }
