@@ -31,6 +31,14 @@ impl Host {
 
     pub fn transmit(&mut self, now_ns: u64, wire: &mut Wire, rng: &mut Rng) {
         let limit = 1 + rng.index(100_000);
+        if self.queue.has_data_digest() {
+            let mut bytes = vec![0; limit];
+            let filled = self.queue.fill(&mut bytes, |slot, offset, place| {
+                place.copy_from_slice(&self.data[&slot][offset as usize..][..place.len()]);
+            });
+            let sent = wire.up.write(now_ns, &bytes[..filled]);
+            return self.queue.sent_copy(&bytes[..sent]);
+        }
         let bytes = collect(self.queue.pieces(), limit, |slot| &self.data[&slot]);
         self.queue.sent(wire.up.write(now_ns, &bytes));
     }
@@ -57,7 +65,7 @@ impl Host {
                     let place = &mut place[offset as usize..][..len as usize];
                     let count = wire.down.read(now_ns, place);
                     if count > 0 {
-                        self.queue.placed(count as u32).expect("the target keeps the protocol");
+                        place_in(&mut self.queue, &place[..count]);
                     }
                     count
                 }
@@ -70,6 +78,11 @@ impl Host {
         }
     }
 
+    /// Goes on from what it has saved.
+    pub fn save_and_load(&mut self) {
+        self.queue = Queue::load(&self.queue.save()).expect("what was saved");
+    }
+
     /// Takes some of `bytes`, to the engine or into place.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let kept = "the target keeps the protocol";
@@ -79,10 +92,19 @@ impl Host {
                 let count = bytes.len().min(len as usize);
                 let place = self.data.get_mut(&slot).expect("a command in flight");
                 place[offset as usize..][..count].copy_from_slice(&bytes[..count]);
-                self.queue.placed(count as u32).expect(kept);
+                place_in(&mut self.queue, &bytes[..count]);
                 count
             }
             Want::Nothing => panic!("an initiator takes bytes until it fails"),
         }
     }
+}
+
+/// Tells the queue of data that is in place.
+fn place_in(queue: &mut Queue, data: &[u8]) {
+    let placed = match queue.has_data_digest() {
+        true => queue.placed_copy(data),
+        false => queue.placed(data.len() as u32),
+    };
+    placed.expect("the target keeps the protocol");
 }

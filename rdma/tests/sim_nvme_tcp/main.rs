@@ -1,5 +1,6 @@
 //! A host and a target over connections that are cut at any moment, in front of a disk with
-//! latency and errors. All from one seed.
+//! latency and errors. All from one seed: digests, sizes and commands of every kind among it. Both
+//! ends go on, now and then, from what they have saved.
 //!
 //! What must hold: a read returns the last completed write; of a write that failed or was cut off
 //! it may return either, sector by sector, but always the same from then on; neither engine ever
@@ -18,7 +19,7 @@ use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::identify::{Identity, Namespace};
 use outboard_rdma::nvmf::initiator::{Found, Progress, QueueConfig, Request, Setup, State};
 use outboard_rdma::nvmf::target::Limits;
-use outboard_rdma::nvmf::{Digests, Nqn, Op};
+use outboard_rdma::nvmf::{Digests, Nqn, Op, StatusCode};
 use outboard_sim::{Rng, for_each_seed};
 use server::{NQN, Server};
 use wire::Wire;
@@ -46,6 +47,7 @@ struct Flight {
     op: Op,
     first: u64,
     count: u64,
+    /// What a write writes; of a compare 0, if it must match.
     version: u64,
 }
 
@@ -68,6 +70,9 @@ struct Tally {
     connected: u64,
     keep_alives: u64,
     refused_accepts: u64,
+    reloads: u64,
+    /// Discards and Write Zeroes, compares that matched and that did not, that ended.
+    others: [u64; 4],
     deepest: u16,
     /// Sectors of writes that failed or were cut off, by what a read found there.
     landed: u64,
@@ -83,6 +88,8 @@ struct World {
     phase: Phase,
     limits: Limits,
     depth: u16,
+    digests: Digests,
+    in_capsule_bytes: u32,
     flights: Vec<Flight>,
     oracle: Oracle,
     versions: u64,
@@ -107,6 +114,8 @@ impl World {
             phase: Phase::Down { until_ns: 0 },
             limits,
             depth: [1, 4, 32, 128][rng.index(4)],
+            digests: Digests::from_bits(rng.below(4) as u8),
+            in_capsule_bytes: 0,
             flights: Vec::new(),
             oracle: Oracle::new(NAMESPACE.blocks),
             versions: 0,
@@ -130,6 +139,11 @@ impl World {
         assert_eq!(self.server.subsystem.expire(self.now_ns), 0, "the host was heard in time");
         self.reap();
         self.advance(is_loading);
+        if self.rng.chance(2_000) {
+            self.hosts.iter_mut().flatten().for_each(Host::save_and_load);
+            self.server.save_and_load();
+            self.tally.reloads += 1;
+        }
         if is_loading && self.rng.chance(3_000) {
             self.cut();
         }
@@ -156,6 +170,7 @@ impl World {
                     Progress::Done(found) => {
                         assert_eq!(found.namespace, NAMESPACE);
                         let bytes = [0, 512, found.in_capsule_bytes][self.rng.index(3)];
+                        self.in_capsule_bytes = bytes;
                         self.connect(IO, self.config(1, self.depth, found.controller, bytes));
                         self.phase = Phase::Connecting(found);
                     }
@@ -190,7 +205,7 @@ impl World {
             keep_alive_ms: if queue == 0 { KEEP_ALIVE_MS } else { 0 },
             in_capsule_bytes: in_capsule,
             nsid: 1,
-            digests: Digests::NONE,
+            digests: self.digests,
             names: ConnectData {
                 host_id: [0x11; 16],
                 controller,
@@ -222,16 +237,20 @@ impl World {
     fn submit(&mut self) {
         for _ in 0..=self.rng.index(usize::from(self.depth)) {
             let most = if self.rng.chance(50_000) { self.limits.transfer_bytes } else { 4_096 };
-            let op = match self.rng.below(20) {
+            let op = match self.rng.below(24) {
                 0 => Op::Flush,
                 1..10 => Op::Read,
+                // A list comes in its capsule.
+                10 if self.in_capsule_bytes > 0 => Op::Discard,
+                11 => Op::WriteZeroes,
+                12 | 13 => Op::Compare,
                 _ => Op::Write,
             };
             let most = u64::from(most) / SECTOR_BYTES as u64;
             let count = if op == Op::Flush { 0 } else { self.rng.between(1, most) };
             let first = self.rng.below(self.oracle.sectors() - count);
             let overlaps = |flight: &Flight| {
-                (op == Op::Write || flight.op == Op::Write)
+                (op.is_change() || flight.op.is_change())
                     && flight.first < first + count
                     && first < flight.first + flight.count
             };
@@ -243,16 +262,25 @@ impl World {
     }
 
     fn submit_one(&mut self, op: Op, first: u64, count: u64) {
-        let bytes = count as usize * SECTOR_BYTES;
-        let version = self.versions + 1;
+        let bytes = if op.is_ranged() { 0 } else { count as usize * SECTOR_BYTES };
+        let mut version = self.versions + 1;
+        self.versions = version;
         let data = match op {
             Op::Write => Oracle::data(version, first, count),
-            _ => vec![0xee; bytes],
+            Op::Compare => {
+                let same = self.oracle.sure(first, count).filter(|_| self.rng.chance(700_000));
+                version = if same.is_some() { 0 } else { version };
+                same.unwrap_or_else(|| Oracle::data(version, first, count))
+            }
+            Op::Discard | Op::WriteZeroes => {
+                version = 0;
+                Vec::new()
+            }
+            Op::Read | Op::Flush => vec![0xee; bytes],
         };
         let request = Request { op, lba: first, blocks: count as u32, bytes: bytes as u32 };
         let host = self.hosts[IO].as_mut().expect("connected");
         if let Ok(slot) = host.submit(&request, data) {
-            self.versions = version;
             self.tally.events += 1;
             self.flights.push(Flight { slot, op, first, count, version });
             self.tally.deepest = self.tally.deepest.max(host.queue.in_flight());
@@ -266,9 +294,10 @@ impl World {
             let at = self.flights.iter().position(|flight| flight.slot == ended.slot);
             let flight = self.flights.swap_remove(at.expect("the end of an I/O in flight"));
             let Flight { op, first, count, version, .. } = flight;
-            if !ended.status.is_success() {
+            let is_other = ended.status == StatusCode::COMPARE_FAILURE;
+            if !ended.status.is_success() && !is_other {
                 self.tally.failed += 1;
-                if op == Op::Write {
+                if op.is_change() {
                     self.oracle.failed(version, first, count);
                 }
                 continue;
@@ -277,7 +306,20 @@ impl World {
             match op {
                 Op::Read => self.oracle.read(first, &data),
                 Op::Write => self.oracle.completed(version, first, count),
-                _ => {}
+                Op::WriteZeroes => {
+                    self.oracle.completed(0, first, count);
+                    self.tally.others[1] += 1;
+                }
+                // Zeros, or what was there.
+                Op::Discard => {
+                    self.oracle.failed(0, first, count);
+                    self.tally.others[0] += 1;
+                }
+                Op::Compare => {
+                    assert_eq!(is_other, version != 0, "a compare of {count} sectors from {first}");
+                    self.tally.others[2 + usize::from(is_other)] += 1;
+                }
+                Op::Flush => {}
             }
         }
     }
@@ -309,7 +351,7 @@ impl World {
         assert_eq!(self.server.subsystem.controllers(), 0, "a controller outlived its host");
         for flight in self.flights.drain(..) {
             self.tally.aborted += 1;
-            if flight.op == Op::Write {
+            if flight.op.is_change() {
                 self.oracle.failed(flight.version, flight.first, flight.count);
             }
         }
@@ -354,8 +396,10 @@ fn run(seed: u64) -> Tally {
     world.tally.landed = landed;
     world.tally.not_landed = not_landed;
     println!(
-        "seed {seed}: depth {}, {:?}, {:?}; {sectors_read} sectors read; waits for memory {}; {:?}",
+        "seed {seed}: depth {}, {:?}, {:?}, {:?}; {sectors_read} sectors read; \
+         waits for memory {}; {:?}",
         world.depth,
+        world.digests,
         world.limits,
         world.tally,
         world.server.waits,
@@ -370,7 +414,10 @@ fn a_host_and_a_target_with_cut_connections() {
     let mut seeds = 0;
     for_each_seed("cargo test -p outboard-rdma --test sim_nvme_tcp", 1, 20, |seed| {
         let tally = run(seed);
-        assert!(tally.completed > 300);
+        assert!(tally.completed > 300 && tally.reloads > 0);
+        for (all, others) in sum.others.iter_mut().zip(tally.others) {
+            *all += others;
+        }
         for (all, cuts) in sum.cuts.iter_mut().zip(tally.cuts) {
             *all += cuts;
         }
@@ -386,6 +433,7 @@ fn a_host_and_a_target_with_cut_connections() {
     println!("{sum:?}");
     if seeds > 1 {
         assert!(sum.cuts.iter().all(|cuts| *cuts >= 20), "{:?}", sum.cuts);
+        assert!(sum.others.iter().all(|ended| *ended > 100), "{:?}", sum.others);
         assert!(sum.failed > 50 && sum.aborted > 500 && sum.keep_alives > 20);
         assert!(sum.refused_accepts > 0 && sum.deepest == 128);
         assert!(sum.landed > 500 && sum.not_landed > 500);

@@ -23,6 +23,7 @@ pub struct Server {
     pub connections: [Connection; 2],
     /// Times that a command had to wait for memory.
     pub waits: u64,
+    rng: Rng,
 }
 
 /// One connection's engine and its commands.
@@ -36,8 +37,13 @@ pub struct Connection {
 }
 
 impl Server {
-    pub fn new(namespace: identify::Namespace, limits: Limits, rng: Rng) -> Server {
-        let faults = DiskFaults { error_ppm: 3_000, latency_ns: (5_000, 300_000) };
+    pub fn new(namespace: identify::Namespace, limits: Limits, mut rng: Rng) -> Server {
+        let faults = DiskFaults {
+            error_ppm: 3_000,
+            latency_ns: (5_000, 300_000),
+            stall_ppm: 2_000,
+            stall_ns: (300_000, 5_000_000),
+        };
         let nqn = Nqn::from(NQN).expect("a short name");
         let connection = || Connection {
             target: Target::new(limits.depth),
@@ -48,9 +54,10 @@ impl Server {
         };
         Server {
             subsystem: Subsystem::new(nqn, "1", namespace, limits),
-            disk: Disk::new(rng, faults, namespace.blocks),
+            disk: Disk::new(rng.fork(), faults, namespace.blocks),
             connections: [connection(), connection()],
             waits: 0,
+            rng,
         }
     }
 
@@ -73,6 +80,16 @@ impl Server {
             connection.pending.clear();
             // What the disk works on keeps its memory.
             connection.data.retain(|slot, _| connection.running.contains_key(slot));
+        }
+    }
+
+    /// Everything goes on from what it has saved.
+    pub fn save_and_load(&mut self) {
+        let saved = self.subsystem.save();
+        self.subsystem.load(&saved).expect("what was saved");
+        for connection in &mut self.connections {
+            let saved = connection.target.save();
+            connection.target = Target::load(&saved, &self.subsystem).expect("what was saved");
         }
     }
 
@@ -122,7 +139,10 @@ impl Server {
                     let count = rest.len().min(len as usize);
                     let data = connection.data.get_mut(&slot).expect("a granted command");
                     data[offset as usize..][..count].copy_from_slice(&rest[..count]);
-                    connection.target.placed(count as u32, &self.subsystem);
+                    match connection.target.has_data_digest() {
+                        true => connection.target.placed_copy(&rest[..count], &self.subsystem),
+                        false => connection.target.placed(count as u32, &self.subsystem),
+                    }
                     count
                 }
                 Want::Nothing => {
@@ -139,14 +159,22 @@ impl Server {
         let connection = &mut self.connections[place];
         while let Some(command) = connection.target.next_command() {
             let sectors = u64::from(command.bytes) / SECTOR_BYTES as u64;
+            let blocks = u64::from(command.blocks);
             let op = match command.op {
-                Op::Read => DiskOp::Read { sector: command.lba, sectors },
+                // Some disks give zeros then, others do nothing.
+                Op::Discard if self.rng.chance(500_000) => {
+                    DiskOp::Read { sector: command.lba, sectors: blocks }
+                }
+                Op::Discard | Op::WriteZeroes => {
+                    let data = vec![0; command.blocks as usize * SECTOR_BYTES];
+                    DiskOp::Write { sector: command.lba, data }
+                }
+                Op::Read | Op::Compare => DiskOp::Read { sector: command.lba, sectors },
                 Op::Write => {
                     let data = connection.data[&command.slot].clone();
                     DiskOp::Write { sector: command.lba, data }
                 }
                 Op::Flush => DiskOp::Flush,
-                op => unreachable!("{op:?} is not submitted"),
             };
             self.disk.submit(now_ns, (place as u64) << 32 | u64::from(command.slot), op);
             assert!(connection.running.insert(command.slot, command).is_none());
@@ -170,8 +198,11 @@ impl Server {
                     connection.data.get_mut(&slot).expect("a place").copy_from_slice(&data);
                     StatusCode::SUCCESS
                 }
+                (DiskOutcome::Ok(data), Op::Compare) if data != connection.data[&slot] => {
+                    StatusCode::COMPARE_FAILURE
+                }
                 (DiskOutcome::Ok(_), _) => StatusCode::SUCCESS,
-                (DiskOutcome::Error, Op::Read) => StatusCode::READ_ERROR,
+                (DiskOutcome::Error, Op::Read | Op::Compare) => StatusCode::READ_ERROR,
                 (DiskOutcome::Error, _) => StatusCode::WRITE_FAULT,
             };
             connection.target.complete(slot, status);
@@ -203,6 +234,17 @@ impl Connection {
 
     fn transmit(&mut self, now_ns: u64, wire: &mut Wire, rng: &mut Rng) {
         let limit = 1 + rng.index(100_000);
+        if self.target.has_data_digest() {
+            let mut bytes = vec![0; limit];
+            let filled = self.target.fill(&mut bytes, |slot, offset, place| {
+                place.copy_from_slice(&self.data[&slot][offset as usize..][..place.len()]);
+            });
+            let sent = wire.down.write(now_ns, &bytes[..filled]);
+            let data = &mut self.data;
+            return self.target.sent_copy(&bytes[..sent], |slot| {
+                data.remove(&slot);
+            });
+        }
         let bytes = collect(self.target.pieces(), limit, |slot| &self.data[&slot]);
         let sent = wire.down.write(now_ns, &bytes);
         let data = &mut self.data;
