@@ -39,7 +39,7 @@ pub struct Args {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
-    /// Ten times as many seeds.
+    /// Ten times as many seeds; with `--planted`, every defect from three seeds on.
     #[arg(long)]
     long: bool,
     /// Builds with the planted defects and runs each until the simulation catches it; fails if it
@@ -57,7 +57,9 @@ pub struct Args {
 /// Runs what the arguments ask for.
 pub fn run(args: &Args) -> Result<(), Error> {
     if args.planted {
-        return planted::run(args.defect.as_deref().unwrap_or(""), args.json);
+        let filter = args.defect.as_deref().unwrap_or("");
+        let all_caught = planted::run(filter, args.long, args.json)?;
+        return if all_caught { Ok(()) } else { Err(Error::Reported) };
     }
     let count = args.seeds.unwrap_or(if args.long { LONG_SEEDS } else { SEEDS });
     let report = simulate(args.from, count)?;
@@ -70,6 +72,11 @@ pub fn test(long: bool) -> Result<bool, Error> {
     let report = simulate(1, if long { LONG_SEEDS } else { SEEDS })?;
     report.print(false);
     Ok(report.failures.is_empty())
+}
+
+/// Whether the simulation catches every planted defect, with `long` from several seeds on.
+pub fn test_planted(long: bool) -> Result<bool, Error> {
+    planted::run("", long, false)
 }
 
 /// What some seeds came to.

@@ -83,7 +83,8 @@ pub fn run_tests(long: bool, strict: bool, filters: &[String]) -> Result<Totals,
         summary.not_run.push(("the feature dpdk".into(), what));
     }
     if filters.is_empty() {
-        summary.add_simulation(sim::test(long)?);
+        summary.add_simulation("sim::seeds", sim::test(long)?);
+        summary.add_simulation("sim::planted", sim::test_planted(long)?);
     }
     summary.add_guests(guest::test(filters)?);
     summary.print();
@@ -190,12 +191,12 @@ impl Summary {
         !self.in_successes
     }
 
-    /// The seeds of `cargo xtask sim` count as one test.
-    fn add_simulation(&mut self, held: bool) {
+    /// The seeds of `cargo xtask sim` count as one test, and so do the planted defects.
+    fn add_simulation(&mut self, name: &str, held: bool) {
         self.guests.passed += u64::from(held);
         self.guests.failed += u64::from(!held);
         if !held {
-            self.failed.push("sim::seeds".into());
+            self.failed.push(name.into());
         }
     }
 
@@ -285,6 +286,15 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         );
         assert!(shown.contains(&"assertion failed"), "a failure's output is shown");
         assert!(!shown.contains(&"---- a::needs_bpf stdout ----"), "a success's is not");
+    }
+
+    #[test]
+    fn the_simulation_counts_as_two_tests() {
+        let mut summary = Summary::default();
+        summary.add_simulation("sim::seeds", true);
+        summary.add_simulation("sim::planted", false);
+        assert_eq!(summary.totals(), Totals { passed: 1, failed: 1 });
+        assert_eq!(summary.failed, ["sim::planted"]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 
 /// The cargo target, and what starts it outside of this task.
 const TARGET: &str = "sim";
+/// Characters of an oracle's words that a table has room for.
+const MOST_SAID: usize = 150;
 /// Lines of a failed run that are repeated.
 const LAST_WORDS: usize = 30;
 
@@ -149,7 +151,11 @@ fn oracle(text: &str) -> String {
     let mut lines = text.lines().skip_while(|line| !line.contains("panicked at "));
     let Some(first) = lines.next() else { return "ended without a word".into() };
     let place = first.split("panicked at ").nth(1).unwrap_or("").trim_end_matches(':');
-    let said = lines.next().unwrap_or("").trim();
+    let mut said = lines.next().unwrap_or("").trim().to_owned();
+    if let Some((at, _)) = said.char_indices().nth(MOST_SAID) {
+        said.truncate(at);
+        said.push('…');
+    }
     format!("{said} ({place})")
 }
 
@@ -171,5 +177,7 @@ mod tests {
             "assertion failed: no frame is lost (dataplane/tests/sim/net/host.rs:3:5)"
         );
         assert_eq!(oracle(""), "ended without a word");
+        let long = format!("panicked at x:1:1:\n{}\n", "é".repeat(MOST_SAID + 1));
+        assert_eq!(oracle(&long), format!("{}… (x:1:1)", "é".repeat(MOST_SAID)));
     }
 }
