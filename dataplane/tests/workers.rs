@@ -331,3 +331,25 @@ fn who_sent_what_is_held_too_long_is_told_and_stopping_ends_the_rest() {
     assert_eq!(counters.drops.get(DropReason::Stopping), 1);
     assert_eq!(other.drops.get(DropReason::Stopping), 1);
 }
+
+#[test]
+fn new_tables_give_a_held_packet_no_more_time() {
+    let plan = outboard::config::parse("two.toml", CONFIG.as_bytes()).unwrap();
+    let region = Region::new(3 * SHARE).unwrap();
+    let mut made = workers(&plan, region);
+    let mut tenants = Tenants { free: region.carve(SHARE).unwrap(), sent: 0, seen: 0 };
+    let data = frame(&plan, PortId(1), [10, 0, 1, 9].into(), 1, 22);
+    tenants.send(&mut made[0].worker, 1, &data);
+    made[0].worker.turn(1);
+    for now_ns in [1_000_000_000, 2_000_000_000, 3_000_000_000] {
+        let tables = Arc::new(Tables::new(&plan, &[(FAR_END.into(), NextHop::Unresolved)]));
+        made[0].mailbox.send(Message::Tables(tables)).unwrap();
+        made[0].worker.turn(now_ns);
+        assert!(port(&mut made[0].worker, 1).collect_chain().is_none(), "given up at {now_ns}");
+    }
+    made[0].worker.turn(3_000_000_001);
+    let told = port(&mut made[0].worker, 1).collect_chain().expect("its sender is told");
+    assert_eq!(told.head()[34..36], [3, 1], "host unreachable (RFC 792)");
+    told.free(&mut tenants.free);
+    end(made, tenants);
+}

@@ -233,7 +233,7 @@ impl Network {
             if self.ledger.is_some() {
                 stages::received(&mut burst, self.looked_ns, now_ns);
             }
-            self.decide(now_ns, burst, free);
+            self.decide(now_ns, burst, now_ns + HELD_NS, free);
         }
         moved += self.receive_from_peers(free);
         if !self.held.is_empty() {
@@ -250,7 +250,7 @@ impl Network {
     }
 
     /// Takes new tables and gives the old ones back, to be freed elsewhere. Held packets get
-    /// another decision.
+    /// another decision, and no more time than they had.
     pub fn set_tables(
         &mut self,
         tables: Arc<Tables>,
@@ -276,11 +276,8 @@ impl Network {
     }
 
     fn decide_held(&mut self, now_ns: u64, free: &mut FreeList) {
-        let mut held = std::mem::take(&mut self.held);
-        while !held.is_empty() {
-            let count = held.len().min(BURST);
-            let burst = held.drain(..count).map(|held| held.packet).collect();
-            self.decide(now_ns, burst, free);
+        for Held { packet, until_ns, .. } in std::mem::take(&mut self.held) {
+            self.decide(now_ns, Burst::from_iter([packet]), until_ns, free);
         }
     }
 
@@ -367,7 +364,8 @@ impl Network {
         }
     }
 
-    fn decide(&mut self, now_ns: u64, mut burst: Burst, free: &mut FreeList) {
+    /// Decides a burst and does as decided; what has to wait for a next hop waits until `until_ns`.
+    fn decide(&mut self, now_ns: u64, mut burst: Burst, until_ns: u64, free: &mut FreeList) {
         if burst.is_empty() {
             return;
         }
@@ -380,7 +378,7 @@ impl Network {
             match verdict {
                 Verdict::Forward(port) => self.push(packet, port, free),
                 Verdict::Drop(reason) => self.drop(packet, reason, free),
-                Verdict::Unresolved(hop) => self.hold(packet, hop, now_ns, free),
+                Verdict::Unresolved(hop) => self.hold(Held { packet, hop, until_ns }, free),
             }
         }
     }
@@ -441,12 +439,12 @@ impl Network {
         moved
     }
 
-    fn hold(&mut self, packet: Packet, hop: NextHopId, now_ns: u64, free: &mut FreeList) {
-        let same = self.held.iter().filter(|held| held.hop == hop).count();
+    fn hold(&mut self, held: Held, free: &mut FreeList) {
+        let same = self.held.iter().filter(|other| other.hop == held.hop).count();
         if same == HELD_PER_HOP || self.held.is_full() {
-            return self.drop(packet, DropReason::NextHopUnresolved, free);
+            return self.drop(held.packet, DropReason::NextHopUnresolved, free);
         }
-        self.held.push(Held { packet, hop, until_ns: now_ns + HELD_NS });
+        self.held.push(held);
     }
 
     fn expire_held(&mut self, now_ns: u64, free: &mut FreeList) {
