@@ -82,7 +82,7 @@ impl House {
         let region = Region::new(plan.runtime.region_mib * 256)?;
         tracing::info!("{} MiB of frames in {}", region.bytes() >> 20, region.backing().name());
         let plan = plan.bare();
-        let ways = Ways::new(&plan, &[])?;
+        let ways = Ways::new(&plan, None)?;
         let mut workers = Workers::start(&plan, region, &Arc::new(ways.tables(&plan)), rights)?;
         let (ports, stores, started) = (Ports::new(), Stores::default(), Instant::now());
         let snapshot = Snapshot::new(&plan, started, workers.handles(), &ports.shared(), &stores);
@@ -149,7 +149,7 @@ impl House {
         }
         let is_network = |kind| matches!(kind, Kind::Vpc | Kind::Port | Kind::Uplink);
         if difference.changes.iter().any(|change| is_network(change.kind)) {
-            ready.ways = Some(Ways::new(plan, self.ways.known())?);
+            ready.ways = Some(Ways::new(plan, Some(&mut self.ways))?);
         }
         self.stores.prepare(plan, difference, &mut self.workers, &mut ready.stores)?;
         let instance = ready.instance.as_ref().or(self.instance.as_ref());

@@ -18,20 +18,20 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// Begins to follow the far ends of a plan's routes; those that are as in `known` are not
-    /// told again.
-    pub fn new(plan: &Plan, known: &[(IpAddr, NextHop)]) -> Result<Ways, UnderlayError> {
-        let underlay = Underlay::new(plan)?;
+    /// Begins to follow the far ends of a plan's routes, perhaps to replace `others`: those that
+    /// are as they knew are not told again, and what routers said of tunnels that stay holds.
+    pub fn new(plan: &Plan, others: Option<&mut Ways>) -> Result<Ways, UnderlayError> {
+        let mut underlay = Underlay::new(plan)?;
         let named = plan.ports.iter().map(|port| (port.id, port.interface.clone()));
         let interfaces = named.collect();
-        let mut ways = Ways { underlay, interfaces, known: known.to_vec() };
+        let mut known = Vec::new();
+        if let Some(others) = others {
+            underlay.inherit(&mut others.underlay);
+            known.clone_from(&others.known);
+        }
+        let mut ways = Ways { underlay, interfaces, known };
         ways.changed(Duration::ZERO)?;
         Ok(ways)
-    }
-
-    /// The ways as they are.
-    pub fn known(&self) -> &[(IpAddr, NextHop)] {
-        &self.known
     }
 
     /// Waits for at most `timeout` for a change; whether there was one.

@@ -224,6 +224,16 @@ fn a_narrow_path_is_learnt(underlay: Family, inner: Family) {
         exchange(&lab.far, there, &tenant.netns);
         exchange(&tenant.netns, tenant.address, &lab.far);
     }
+    // New tables do not make the path any wider.
+    let wide = || daemon.log().matches(&format!(", MTU {UNDERLAY_MTU}\n")).count();
+    let before = wide();
+    let text = std::fs::read_to_string(&lab.host.config).unwrap();
+    let more = format!("{text}[[vpc]]\nname = 'red'\nvni = 200\ngateway = '{GATEWAY}'\n");
+    std::fs::write(&lab.host.config, more).unwrap();
+    let applied = lab.host.outboard(&["apply", "--config", lab.host.config.to_str().unwrap()]);
+    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    assert_eq!(wide(), before, "the narrow path was forgotten");
+    assert!(tenant.pings(there, &format!("-c 3 -M do -s {}", lab.echo_bytes(1400 - 70))));
     daemon.stop(Signal::TERM);
 }
 

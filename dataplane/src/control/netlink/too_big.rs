@@ -44,8 +44,8 @@ pub(super) struct TooBig {
     v6: Option<OwnedFd>,
     vteps: Vec<IpAddr>,
     far_ends: Vec<IpAddr>,
-    /// The largest packet by far end, and when that was heard.
-    told: HashMap<IpAddr, (u32, Instant)>,
+    /// The largest packet by tunnel (own address, far end), and when that was heard.
+    told: HashMap<(IpAddr, IpAddr), (u32, Instant)>,
 }
 
 impl TooBig {
@@ -73,6 +73,17 @@ impl TooBig {
         std::iter::once(self.v4.as_fd()).chain(self.v6.as_ref().map(AsFd::as_fd))
     }
 
+    /// Takes over what another one has heard of tunnels that are here too. Both hear everything
+    /// since this one was opened, so that nothing falls in between; whether the other one's paths
+    /// are narrower than they were.
+    pub fn inherit(&mut self, other: &mut TooBig, now: Instant) -> bool {
+        let lowered = other.receive(now);
+        for ((from, to), (mtu, heard)) in &other.told {
+            self.take(Narrow { from: *from, to: *to, mtu: *mtu }, *heard);
+        }
+        lowered
+    }
+
     /// Takes what routers have said; whether a path is narrower than it was.
     pub fn receive(&mut self, now: Instant) -> bool {
         let mut lowered = false;
@@ -95,17 +106,17 @@ impl TooBig {
         if !self.vteps.contains(&narrow.from) || !self.far_ends.contains(&narrow.to) {
             return false;
         }
-        let old = self.path_mtu(narrow.to, now);
+        let old = self.path_mtu(narrow.from, narrow.to, now);
         if old.is_some_and(|old| old < narrow.mtu) {
             return false;
         }
-        self.told.insert(narrow.to, (narrow.mtu, now));
+        self.told.insert((narrow.from, narrow.to), (narrow.mtu, now));
         old != Some(narrow.mtu)
     }
 
-    /// The largest packet that fits to a far end, if a router has said so lately.
-    pub fn path_mtu(&self, far_end: IpAddr, now: Instant) -> Option<u32> {
-        let (mtu, heard) = self.told.get(&far_end)?;
+    /// The largest packet that fits through a tunnel, if a router has said so lately.
+    pub fn path_mtu(&self, vtep: IpAddr, far_end: IpAddr, now: Instant) -> Option<u32> {
+        let (mtu, heard) = self.told.get(&(vtep, far_end))?;
         (now.saturating_duration_since(*heard) < FORGET).then_some(*mtu)
     }
 }
@@ -263,9 +274,28 @@ mod tests {
         assert!(told.take(narrow(1300), start));
         assert!(!told.take(Narrow { from: to, ..narrow(600) }, start), "from somebody else");
         assert!(!told.take(Narrow { to: HERE.into(), ..narrow(600) }, start), "to nobody");
-        assert_eq!(told.path_mtu(to, start + FORGET - Duration::from_secs(1)), Some(1300));
-        assert_eq!(told.path_mtu(to, start + FORGET), None);
+        let from = HERE.into();
+        assert_eq!(told.path_mtu(from, to, start + FORGET - Duration::from_secs(1)), Some(1300));
+        assert_eq!(told.path_mtu(from, to, start + FORGET), None);
         assert!(told.take(narrow(1450), start + FORGET));
+    }
+
+    #[test]
+    fn another_one_inherits_what_was_heard_of_its_tunnels() {
+        let (here, there): (IpAddr, IpAddr) = (HERE.into(), THERE.into());
+        let other: IpAddr = Ipv4Addr::new(192, 0, 2, 3).into();
+        let mut old = TooBig::open(vec![here], vec![there, other]).unwrap();
+        let (start, later) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+        old.take(Narrow { from: here, to: there, mtu: 1400 }, start);
+        old.take(Narrow { from: here, to: other, mtu: 1300 }, start);
+        let mut new = TooBig::open(vec![here], vec![there]).unwrap();
+        new.inherit(&mut old, later);
+        assert_eq!(new.path_mtu(here, there, later), Some(1400));
+        assert_eq!(new.path_mtu(here, there, start + FORGET), None, "it is no news");
+        assert_eq!(new.path_mtu(here, other, later), None, "a tunnel that has gone");
+        let mut moved = TooBig::open(vec![other], vec![there]).unwrap();
+        moved.inherit(&mut old, later);
+        assert_eq!(moved.path_mtu(other, there, later), None, "another way");
     }
 
     #[test]

@@ -167,6 +167,15 @@ impl Underlay {
         })
     }
 
+    /// Takes over what `other`, which this one is to replace, has heard of tunnels that stay. To
+    /// be called before the first [`poll`](Self::poll).
+    pub fn inherit(&mut self, other: &mut Underlay) {
+        let now = Instant::now();
+        if self.too_big.inherit(&mut other.too_big, now) {
+            other.due = now;
+        }
+    }
+
     /// Waits for at most `timeout` for a change, and gives the next hop of every far end then, in
     /// ascending order; `None` when nothing changed. The first call tells at once.
     ///
@@ -305,7 +314,7 @@ impl Underlay {
             let Some(dst_mac) = self.neighbour(path.link, path.gateway, reading)? else {
                 return Ok(NextHop::Unresolved);
             };
-            let told = self.too_big.path_mtu(far_end, reading.now);
+            let told = self.too_big.path_mtu(vtep, far_end, reading.now);
             let path_mtu = [path.mtu, told].into_iter().flatten().fold(link.mtu, u32::min);
             return Ok(NextHop::Resolved { port, src_ip: vtep, src_mac, dst_mac, path_mtu });
         }
