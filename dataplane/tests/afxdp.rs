@@ -495,6 +495,27 @@ fn the_next_process_takes_over_what_a_killed_one_left() {
     lab.attach(Program::Tenant).detach().unwrap();
 }
 
+/// A directory of this name cannot make room for a pin.
+#[test]
+fn an_attach_that_fails_leaves_no_program_that_swallows_frames() {
+    let lab = Lab::new(1, 1500);
+    let directory = lab.bpffs.directory();
+    std::fs::create_dir_all(&directory).unwrap();
+    for what in ["prog", "xsks", "counters", "link"] {
+        let blocked = directory.join(format!("veth-{what}"));
+        std::fs::create_dir(&blocked).unwrap();
+        let failed = Steering::attach("veth", Program::Tenant, &directory);
+        let error = failed.unwrap_err().to_string();
+        assert!(error.contains(blocked.to_str().unwrap()), "{error}");
+        let shown = run("ip", &["-n", lab.near.name(), "link", "show", "dev", "veth"]);
+        assert!(!shown.contains("xdp"), "{what}: {shown}");
+        std::fs::remove_dir(&blocked).unwrap();
+        let left: Vec<_> = std::fs::read_dir(&directory).unwrap().collect();
+        assert!(left.is_empty(), "{what}: {left:?}");
+    }
+    lab.attach(Program::Tenant).detach().unwrap();
+}
+
 #[test]
 fn a_driver_without_xdp_gets_the_generic_mode() {
     let (bpffs, near) = (Bpffs::new(), Namespace::new());

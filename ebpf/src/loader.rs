@@ -92,24 +92,27 @@ impl Steering {
             // Before the program sees a frame.
             fill(&mut vteps, wanted).map_err(|error| vteps_error(interface, &error))?;
         }
-        let xdp = program_of(&mut object, program)?;
-        xdp.load().map_err(|error| load_error(interface, &error))?;
-        let (link, mode) = Attachment { xdp, interface, index, pin: &pins.link }.make()?;
-        replace(&pins.prog, |path| xdp.pin(path))?;
         let xsks = take_map(&mut object, "XSKS")?;
         let counters = take_map(&mut object, "COUNTERS")?;
-        replace_map(&pins.xsks, &xsks)?;
-        replace_map(&pins.counters, &counters)?;
-        Ok(Steering {
-            interface: interface.to_owned(),
-            index,
-            mode,
-            pins,
-            xsks: xsks.try_into().map_err(|error| unexpected(&error))?,
-            counters: counters.try_into().map_err(|error| unexpected(&error))?,
-            vteps,
-            _link: link,
-        })
+        let xdp = program_of(&mut object, program)?;
+        xdp.load().map_err(|error| load_error(interface, &error))?;
+        let attached = pins.replace(xdp, &xsks, &counters).and_then(|()| {
+            let xsks = xsks.try_into().map_err(|error| unexpected(&error))?;
+            let counters = counters.try_into().map_err(|error| unexpected(&error))?;
+            // Last: nothing may fail while frames come to a program that has no socket.
+            let made = Attachment { xdp, interface, index, pin: &pins.link }.make()?;
+            Ok((xsks, counters, made))
+        });
+        match attached {
+            Ok((xsks, counters, (link, mode))) => {
+                let interface = interface.to_owned();
+                Ok(Steering { interface, index, mode, pins, xsks, counters, vteps, _link: link })
+            }
+            Err(error) => {
+                pins.remove_unattached();
+                Err(error)
+            }
+        }
     }
 
     /// The interface's name.
@@ -203,6 +206,22 @@ impl Pins {
         let interface = bpffs::name(interface);
         let pin = |what: &str| directory.join(format!("{interface}-{what}"));
         Pins { prog: pin("prog"), xsks: pin("xsks"), counters: pin("counters"), link: pin("link") }
+    }
+
+    /// Pins everything but the link, where an earlier process may have left something.
+    fn replace(&self, xdp: &mut Xdp, xsks: &Map, counters: &Map) -> Result<(), Error> {
+        replace(&self.prog, |path| xdp.pin(path))?;
+        replace_map(&self.xsks, xsks)?;
+        replace_map(&self.counters, counters)
+    }
+
+    /// Removes what names nothing that is attached. The link of an earlier process stays, and
+    /// with it the program that it keeps on the interface.
+    fn remove_unattached(&self) {
+        for path in [&self.prog, &self.xsks, &self.counters] {
+            // Why there was nothing to attach says more than why this stays.
+            let _ = remove(path);
+        }
     }
 
     fn all(&self) -> [&Path; 4] {
