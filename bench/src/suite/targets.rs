@@ -210,8 +210,8 @@ mod tests {
         let targets = Targets::built_in();
         for (suite, ids) in IDS {
             let rows = targets.judge(suite, |_| None);
-            let ids: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
-            assert!(targets.check(suite, &ids).is_ok());
+            let all: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+            assert!(targets.check(suite, &all).is_ok());
             let unknown = targets.check(suite, &["nothing".into()]).unwrap_err().to_string();
             assert!(unknown.contains("no target \"nothing\"; want one of"), "{unknown}");
             let have: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();

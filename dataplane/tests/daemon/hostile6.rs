@@ -151,7 +151,7 @@ fn kinds(from: &Tenant, to: IpAddr, gateway: IpAddr) -> Vec<(&'static str, Vec<u
         ("no_route", asks(NOWHERE, macs.0, 255)),
         ("multicast", datagram(group_macs, (own, group), (9, 9), b"payload")),
         ("multicast", changed(&right, 0, 0x03)),
-        ("multicast", datagram(macs, (own, group), (9, 9), b"payload")),
+        ("not_gateway", datagram(macs, (own, group), (9, 9), b"payload")),
         ("not_gateway", changed(&right, 5, 0x77)),
         ("to_gateway", udp(gateway)),
         ("no_route", udp(NOWHERE)),

@@ -211,7 +211,7 @@ pub enum Unusable {
 
 state_struct!(Identity { nguid, uuid });
 state_struct!(Namespace { block_bytes, blocks, read_only, identity });
-state_struct!(Controller { id, max_transfer, in_capsule_bytes, commands, has_fence });
+state_struct!(Controller { id, max_transfer, in_capsule_bytes, commands, has_fence, boot });
 
 impl Namespace {
     /// Whether [`parse`](Self::parse) can have given this.

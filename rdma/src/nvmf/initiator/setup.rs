@@ -40,6 +40,7 @@ state_struct!(Found {
     commands,
     namespace,
     has_fence,
+    boot,
 });
 
 impl Found {
