@@ -88,7 +88,7 @@ impl Character {
             kill_ppm: [200, 1_500][rng.index(2)],
             power_ppm: 600_000,
             freeze_ppm: 300,
-            part_ppm: 1_500,
+            part_ppm: [1_500, 8_000][rng.index(2)],
             faults: DiskFaults {
                 error_ppm: [0, 3_000][rng.index(2)],
                 latency_ns: (2_000, slowest_ns),
