@@ -34,6 +34,10 @@ use std::time::Duration;
 
 /// I/Os in flight at most, ended ones that wait for `reap` included.
 pub const DEPTH: u16 = 128;
+/// How long a target may stop in the middle of a PDU while I/O is in flight. That is no slow
+/// medium, which sends nothing of an answer that it does not have: longer than the kernel waits
+/// for an acknowledgement (8 s), which is missing when the network is the reason.
+pub const STALL_NS: u64 = 10_000_000_000;
 /// Bytes that one call receives beside data that goes straight to its place: about eight reads of
 /// 4 KiB, so that a deep queue needs few calls.
 const STAGING_BYTES: usize = 32 << 10;
@@ -133,6 +137,8 @@ pub struct Remote {
     staging: Box<[u8]>,
     /// When the turn began.
     now_ns: u64,
+    /// When something was last received on this connection.
+    received_ns: u64,
     /// Whether I/Os carry their times, which were not sent yet, and when something last arrived.
     keeps_times: bool,
     untold: VecDeque<u16>,
@@ -191,6 +197,7 @@ impl Remote {
             ended: VecDeque::with_capacity(usize::from(DEPTH)),
             staging: vec![0; STAGING_BYTES].into(),
             now_ns: 0,
+            received_ns: 0,
             keeps_times: false,
             untold: line(),
             arrived_ns: 0,
@@ -344,6 +351,7 @@ impl Remote {
             match received {
                 Ok((0, _)) => return Err(LossReason::Closed),
                 Ok((bytes, staged)) => {
+                    self.received_ns = self.now_ns;
                     if self.keeps_times {
                         self.arrived_ns = clock::now_ns();
                     }
@@ -420,6 +428,12 @@ impl Remote {
         is_fenced_out
     }
 
+    /// Whether the target stopped in the middle of a PDU, too long ago.
+    fn is_stalled(&self) -> bool {
+        let is_inside = self.link.as_ref().is_some_and(|link| link.queue.is_inside_pdu());
+        is_inside && self.now_ns.saturating_sub(self.received_ns) >= STALL_NS
+    }
+
     fn count_digest_errors(&mut self) {
         if let Some(link) = &mut self.link {
             self.counters.digest_errors.add(u64::from(link.queue.take_digest_errors()));
@@ -433,6 +447,9 @@ impl Remote {
         received?;
         if self.collect() {
             return Err(LossReason::FencedOut);
+        }
+        if self.is_stalled() {
+            return Err(LossReason::Stalled);
         }
         self.issue();
         // What an R2T asked for, and what had no room before.

@@ -1,156 +1,25 @@
 //! A target that does not fence, behind a network that delivers a write long after the host has
 //! connected again. It is our own target: what stands between strikes its announcement out.
 
+use crate::between::Between;
 use crate::server::{Client, NQN, Server, until};
 use outboard::clock::now_ns;
 use outboard::control::connect::Wanted;
+use outboard::volume::remote::STALL_NS;
 use outboard::volume::{BlockDevice, Dones, Op, Status};
 use outboard_dma::{Frame, Segment};
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use outboard_rdma::nvmf::capsule::nvm;
 use std::time::{Duration, Instant};
 
 /// How long the target of these tests may work on what it was sent before.
 const QUIESCE: Duration = Duration::from_secs(3);
-/// What tells a host that a target fences: magic and version.
-const ANNOUNCEMENT: &[u8] = b"outboard\x02\0";
+/// PDU type of a command.
+const COMMAND: u8 = 4;
 /// What is written and read.
 const LBA: u64 = 7;
 /// Tags.
 const WRITE: u16 = 1;
 const READ: u16 = 2;
-
-/// One connection through the network.
-struct Way {
-    host: TcpStream,
-    target: TcpStream,
-    /// Keeps what the host sends, instead of passing it on.
-    holds: AtomicBool,
-    /// Bytes kept.
-    kept: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Shared {
-    ends: AtomicBool,
-    ways: Mutex<Vec<Arc<Way>>>,
-}
-
-/// The network between.
-struct Between {
-    address: SocketAddr,
-    shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
-}
-
-impl Between {
-    fn new(target: SocketAddr) -> Between {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let shared = Arc::<Shared>::default();
-        let own = Arc::clone(&shared);
-        let accepting = std::thread::spawn(move || {
-            let mut passing = Vec::new();
-            while let Ok((host, _)) = listener.accept() {
-                if own.ends.load(Ordering::Acquire) {
-                    break;
-                }
-                let target = TcpStream::connect(target).unwrap();
-                host.set_nodelay(true).unwrap();
-                target.set_nodelay(true).unwrap();
-                let (holds, kept) = (AtomicBool::new(false), AtomicUsize::new(0));
-                let way = Arc::new(Way { host, target, holds, kept });
-                own.ways.lock().unwrap().push(Arc::clone(&way));
-                let (up, ends) = (Arc::clone(&way), Arc::clone(&own));
-                passing.push(std::thread::spawn(move || up.pass_to_target(&ends.ends)));
-                passing.push(std::thread::spawn(move || way.pass_to_host()));
-            }
-            passing.into_iter().for_each(|thread| thread.join().unwrap());
-        });
-        Between { address, shared, accepting: Some(accepting) }
-    }
-
-    fn ways(&self) -> Vec<Arc<Way>> {
-        self.shared.ways.lock().unwrap().clone()
-    }
-
-    /// Keeps what is sent on the connections that there are.
-    fn hold(&self) {
-        self.ways().iter().for_each(|way| way.holds.store(true, Ordering::Release));
-    }
-
-    /// The host loses its connections; the target does not notice.
-    fn cut(&self) {
-        for way in self.ways() {
-            let _ = way.host.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// What was kept arrives.
-    fn deliver(&self) {
-        self.ways().iter().for_each(|way| way.holds.store(false, Ordering::Release));
-    }
-
-    fn kept(&self) -> usize {
-        self.ways().iter().map(|way| way.kept.load(Ordering::Acquire)).max().unwrap_or(0)
-    }
-}
-
-impl Drop for Between {
-    fn drop(&mut self) {
-        self.shared.ends.store(true, Ordering::Release);
-        for way in self.ways() {
-            let _ = (way.host.shutdown(Shutdown::Both), way.target.shutdown(Shutdown::Both));
-        }
-        let _knock = TcpStream::connect(self.address);
-        let outcome = self.accepting.take().map(JoinHandle::join);
-        if !std::thread::panicking() {
-            outcome.unwrap().unwrap();
-        }
-    }
-}
-
-impl Way {
-    /// Passes on what the host sends. What was kept outlives the host's end of the connection.
-    fn pass_to_target(&self, ends: &AtomicBool) {
-        let mut kept = Vec::new();
-        let mut bytes = [0; 16384];
-        while let Ok(count @ 1..) = (&self.host).read(&mut bytes) {
-            if self.holds.load(Ordering::Acquire) {
-                kept.extend_from_slice(&bytes[..count]);
-                self.kept.store(kept.len(), Ordering::Release);
-            } else if (&self.target).write_all(&bytes[..count]).is_err() {
-                return;
-            }
-        }
-        while self.holds.load(Ordering::Acquire) && !ends.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let _ = (&self.target).write_all(&kept);
-    }
-
-    /// Passes PDUs on to the host, if it is still there, without the announcement.
-    fn pass_to_host(&self) {
-        let mut header = [0; 8];
-        while (&self.target).read_exact(&mut header).is_ok() {
-            // PLEN (NVMe/TCP 3.6.1.1).
-            let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
-            let mut pdu = header.to_vec();
-            pdu.resize(len, 0);
-            if (&self.target).read_exact(&mut pdu[8..]).is_err() {
-                return;
-            }
-            let place = pdu.windows(ANNOUNCEMENT.len()).position(|window| window == ANNOUNCEMENT);
-            if let Some(at) = place {
-                pdu[at..at + ANNOUNCEMENT.len()].fill(0);
-            }
-            let _ = (&self.host).write_all(&pdu);
-        }
-    }
-}
 
 /// A host of a foreign target, and what it writes and reads: one block.
 struct Host {
@@ -158,6 +27,8 @@ struct Host {
     data: Frame,
     into: Frame,
     ended: Vec<(u16, Status)>,
+    /// Nanoseconds that its time is ahead of the clock.
+    ahead_ns: u64,
 }
 
 impl Host {
@@ -166,7 +37,7 @@ impl Host {
         let mut client = Client::with(&wanted);
         let (data, into) = (client.free.take().unwrap(), client.free.take().unwrap());
         assert_eq!(client.connector.counters().fences.get(), 0, "it does not fence");
-        Host { client, data, into, ended: Vec::new() }
+        Host { client, data, into, ended: Vec::new(), ahead_ns: 0 }
     }
 
     fn begin_write(&mut self, fill: u8) {
@@ -178,7 +49,7 @@ impl Host {
 
     fn drive(&mut self) {
         let mut done = Dones::new();
-        self.client.remote.reap(now_ns(), &mut done);
+        self.client.remote.reap(now_ns() + self.ahead_ns, &mut done);
         self.ended.extend(done.iter().map(|done| (done.tag.slot, done.status)));
     }
 
@@ -209,7 +80,12 @@ impl Host {
     fn write_and_lose(&mut self, between: &Between, fill: u8) {
         between.hold();
         self.begin_write(fill);
-        until("the write is under way", || between.kept() > 512);
+        self.lose(between, 1);
+    }
+
+    /// Has `writes` kept on their way, loses the connection and has another.
+    fn lose(&mut self, between: &Between, writes: usize) {
+        until("they are under way", || between.kept() > writes * 512);
         between.cut();
         until("the volume is connected again", || {
             self.drive();
@@ -261,4 +137,90 @@ fn without_a_quiesce_time_a_late_write_lands_on_a_newer_one() {
     between.deliver();
     until("it is written", || server.counters.writes.get() == 4);
     host.reads(2);
+}
+
+/// TCP acknowledges, and the admin queue answers: nobody else would notice. What a medium is slow
+/// with has no beginning, and nobody gives it up.
+#[test]
+fn a_target_that_stops_inside_a_pdu_is_left_and_a_slow_one_is_not() {
+    let server = Server::new();
+    let between = Between::new(server.address());
+    let mut host = Host::new(&between, Duration::ZERO);
+    host.begin_write(1);
+    host.ends(WRITE);
+    between.hold();
+    host.begin_read();
+    host.drive();
+    until("the read is under way", || between.kept() > 0);
+    host.ahead_ns += 10 * STALL_NS;
+    host.drive();
+    assert!(host.client.remote.is_connected(), "nothing of an answer came");
+    between.deliver();
+    host.ends(READ);
+
+    between.stall();
+    host.begin_read();
+    until("half of the data has come", || {
+        host.drive();
+        between.is_stalled()
+    });
+    host.drive();
+    assert!(host.client.remote.is_connected(), "it may go on");
+    // Told until there is another connection.
+    between.hold_new();
+    host.ahead_ns += STALL_NS;
+    host.drive();
+    until("the reason is told", || host.client.connector.state().contains("middle of a PDU"));
+    between.deliver();
+    host.ends(READ);
+    assert_eq!(host.into.bytes()[..512], [1; 512]);
+    let counters = host.client.connector.counters();
+    assert_eq!((counters.losses.get(), counters.reconnects.get()), (1, 1));
+    assert_eq!((counters.reissued.get(), counters.ended_by_loss.get()), (1, 0));
+}
+
+/// Writes that overlap: those that came later must not land before those that came earlier.
+#[test]
+fn what_is_sent_again_is_sent_in_the_order_of_submission() {
+    const WRITES: u8 = 16;
+    let server = Server::new();
+    let between = Between::new(server.address());
+    let mut host = Host::new(&between, Duration::ZERO);
+    let mut frames: Vec<Frame> = (0..WRITES)
+        .map(|fill| {
+            let mut frame = host.client.free.take().unwrap();
+            frame.bytes_mut().fill(fill);
+            frame
+        })
+        .collect();
+    let mut write_all = |host: &mut Host| {
+        for (slot, frame) in (0..).zip(&mut frames) {
+            host.client.submit(slot, Op::Write, LBA, &[Segment::of_frame(frame, 0, 512)]);
+        }
+        host.drive();
+    };
+    let all_end = |host: &mut Host| {
+        until("all have ended", || {
+            host.drive();
+            host.ended.len() == usize::from(WRITES)
+        });
+        assert!(host.ended.drain(..).all(|(_, status)| status == Status::Ok));
+    };
+    // Places that became free in one order are taken in the other.
+    write_all(&mut host);
+    all_end(&mut host);
+    between.hold();
+    write_all(&mut host);
+    let before = between.ways().len();
+    host.lose(&between, usize::from(WRITES));
+    all_end(&mut host);
+    let ways = between.ways();
+    let pdus = ways[before..].iter().flat_map(|way| way.pdus());
+    let fills =
+        pdus.filter(|(kind, pdu)| *kind == COMMAND && pdu[8] == nvm::WRITE).map(|(_, pdu)| {
+            let data_at = usize::from(pdu[3]);
+            pdu[data_at]
+        });
+    assert_eq!(fills.collect::<Vec<_>>(), (0..WRITES).collect::<Vec<_>>());
+    host.reads(WRITES - 1);
 }

@@ -5,16 +5,17 @@ use outboard::volume::export::{DATA_TIMEOUT_NS, DEPTH, End};
 use outboard_rdma::nvmf::capsule::{Sgl, Sqe, nvm};
 use outboard_rdma::nvmf::fabrics::{ANY_CONTROLLER, ConnectData};
 use outboard_rdma::nvmf::initiator::{Progress, Queue, QueueConfig, Setup, State};
-use outboard_rdma::nvmf::pdu::{Format, Header, MAX_HEADER_BYTES, SHORT_BYTES};
+use outboard_rdma::nvmf::pdu::{COMMON_BYTES, Format, Header, MAX_HEADER_BYTES, SHORT_BYTES};
 use outboard_rdma::nvmf::{Digests, Fault, Nqn, Piece};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 
 /// An I/O queue's connection, and that of the admin queue, which sends no keep-alives.
-struct RawHost {
-    io: TcpStream,
-    _admin: TcpStream,
+pub struct RawHost {
+    pub io: TcpStream,
+    pub admin: TcpStream,
+    pub admin_queue: Queue,
 }
 
 fn config(queue: u16, controller: u16) -> QueueConfig {
@@ -36,6 +37,12 @@ fn config(queue: u16, controller: u16) -> QueueConfig {
 
 /// Sends what a queue has, and gives it what comes; on a socket that does not block, what is there.
 pub fn exchange(socket: &mut TcpStream, queue: &mut Queue) {
+    send(socket, queue);
+    receive(socket, queue);
+}
+
+/// Sends what a queue has to send.
+pub fn send(socket: &mut TcpStream, queue: &mut Queue) {
     let mut bytes = Vec::new();
     for piece in queue.pieces() {
         let Piece::Bytes(part) = piece else { panic!("a set-up carries no I/O data") };
@@ -43,6 +50,10 @@ pub fn exchange(socket: &mut TcpStream, queue: &mut Queue) {
     }
     socket.write_all(&bytes).unwrap();
     queue.sent(bytes.len());
+}
+
+/// Receives what has come or comes.
+pub fn receive(socket: &mut TcpStream, queue: &mut Queue) {
     let mut answer = [0; 8192];
     let count = match socket.read(&mut answer) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -52,14 +63,14 @@ pub fn exchange(socket: &mut TcpStream, queue: &mut Queue) {
 }
 
 impl RawHost {
-    fn new(address: SocketAddr) -> RawHost {
+    pub fn new(address: SocketAddr) -> RawHost {
         let mut admin = TcpStream::connect(address).unwrap();
-        let mut queue = Queue::new(config(0, ANY_CONTROLLER));
+        let mut admin_queue = Queue::new(config(0, ANY_CONTROLLER));
         let mut setup = Setup::new(1);
         let found = loop {
-            match setup.poll(0, &mut queue).unwrap() {
+            match setup.poll(0, &mut admin_queue).unwrap() {
                 Progress::Done(found) => break found,
-                _ => exchange(&mut admin, &mut queue),
+                _ => exchange(&mut admin, &mut admin_queue),
             }
         };
         let mut io = TcpStream::connect(address).unwrap();
@@ -68,12 +79,12 @@ impl RawHost {
             exchange(&mut io, &mut queue);
         }
         assert_eq!(queue.state(), State::Ready { controller: found.controller });
-        RawHost { io, _admin: admin }
+        RawHost { io, admin, admin_queue }
     }
 
     /// Sends a read or write, with its data in the capsule or none at all; `false`: the target has
     /// ended the connection.
-    fn command(&mut self, mut sqe: Sqe, blocks: u32, in_capsule: &[u8]) -> bool {
+    pub fn command(&mut self, mut sqe: Sqe, blocks: u32, in_capsule: &[u8]) -> bool {
         sqe.set_range(0, blocks);
         sqe.set_sgl(match in_capsule.len() {
             0 => Sgl::Transport { len: blocks * 512 },
@@ -154,6 +165,33 @@ fn a_host_that_keeps_data_back_holds_up_itself_alone_and_not_for_ever() {
     until("it is ended", || server.counters.ended(End::DataTimeout) == 1);
     drop(client);
     Client::new(server.address()).check(3, 45);
+}
+
+/// Whether nothing, a header or data in its capsule was cut, the rest never comes.
+#[test]
+fn a_host_that_stops_inside_a_pdu_is_ended_and_a_quiet_one_is_not() {
+    let server = Server::new();
+    let mut sqe = Sqe::new(nvm::WRITE, 7, 1);
+    sqe.set_range(0, 16);
+    sqe.set_sgl(Sgl::InCapsule { offset: 0, len: 8192 });
+    let mut capsule = [0; MAX_HEADER_BYTES + 8192];
+    let len = Header::command(sqe, 8192, Format::PLAIN).emit(&mut capsule);
+    let quiet = RawHost::new(server.address());
+    let cuts = [1, COMMON_BYTES, len / 2, len, len + 4096];
+    let mut hosts: Vec<_> = cuts.iter().map(|_| RawHost::new(server.address())).collect();
+    for (host, cut) in hosts.iter_mut().zip(cuts) {
+        host.io.write_all(&capsule[..cut]).unwrap();
+        // What was sent before is received before: the one after is answered.
+        Client::new(server.address()).check(3, 44);
+    }
+    assert_eq!(server.counters.ended(End::DataTimeout), 0);
+    server.ahead_ns.store(DATA_TIMEOUT_NS + 1_000_000_000, Ordering::Relaxed);
+    until("they are ended", || server.counters.ended(End::DataTimeout) == cuts.len() as u64);
+    drop(hosts);
+    let mut host = quiet;
+    assert!(host.command(Sqe::new(nvm::WRITE, 8, 1), 1, &[9; 512]));
+    host.io.read_exact(&mut [0; SHORT_BYTES]).unwrap();
+    assert_eq!(server.counters.writes.get(), 6, "those of the others never began");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //! peers that misbehave.
 
 mod anew;
+mod between;
+mod fences;
 mod foreign;
+mod gated;
 mod hosts;
 mod server;
 

@@ -1,5 +1,6 @@
 //! A worker that serves a memory volume on a thread, and a remote volume with memory for its I/O.
 
+use crate::gated::Gated;
 use outboard::clock::now_ns;
 use outboard::control::connect::{Connector, Wanted};
 use outboard::control::listen::Listener;
@@ -26,6 +27,8 @@ pub struct Server {
     stop: Arc<AtomicBool>,
     /// Nanoseconds that the worker's time is ahead of the clock: timeouts pass without waiting.
     pub ahead_ns: Arc<AtomicU64>,
+    /// Keeps what changes the volume in flight.
+    pub is_shut: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,10 +66,11 @@ impl Server {
 
     fn run(address: SocketAddr, identity: Identity, boot: Boot, is_sleepy: bool) -> Server {
         let geometry = Geometry { block_bytes: 512, blocks: BLOCKS, read_only: false };
-        let mut mem = Mem::new(geometry, false).unwrap();
+        let is_shut = Arc::new(AtomicBool::new(false));
+        let mut volume = Gated::new(Mem::new(geometry, false).unwrap(), Arc::clone(&is_shut));
         let config = config(32, identity, boot);
         let mut free = Region::new(config.frames()).unwrap().carve(config.frames()).unwrap();
-        let (mut export, door) = Export::new(&config, mem.geometry(), &mut free).unwrap();
+        let (mut export, door) = Export::new(&config, volume.geometry(), &mut free).unwrap();
         assert_eq!(free.len(), 0);
         let counters = export.counters();
         let stop = Arc::new(AtomicBool::new(false));
@@ -75,7 +79,7 @@ impl Server {
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let now = now_ns() + ahead.load(Ordering::Relaxed);
-                if turn(now, &mut export, &mut mem) > 0 {
+                if turn(now, &mut export, &mut volume) > 0 {
                     continue;
                 }
                 if is_sleepy && !export.is_busy() {
@@ -84,12 +88,12 @@ impl Server {
                 std::thread::yield_now();
             }
             while !export.close_all(&mut free) {
-                turn(now_ns(), &mut export, &mut mem);
+                turn(now_ns(), &mut export, &mut volume);
             }
             assert_eq!(free.len(), config.frames() as usize, "frames were lost");
         });
         let listener = Listener::start(address, door).unwrap();
-        Server { listener, counters, stop, ahead_ns, thread: Some(thread) }
+        Server { listener, counters, stop, ahead_ns, is_shut, thread: Some(thread) }
     }
 
     pub fn new() -> Server {
@@ -108,10 +112,10 @@ fn sleep(export: &Export) {
     list.wait(PATIENCE * 2).unwrap();
 }
 
-fn turn(now: u64, export: &mut Export, mem: &mut Mem) -> usize {
-    let mut moved = export.poll(now, mem);
+fn turn(now: u64, export: &mut Export, volume: &mut Gated) -> usize {
+    let mut moved = export.poll(now, volume);
     let mut done = Dones::new();
-    mem.reap(now, &mut done);
+    volume.reap(now, &mut done);
     moved += done.len();
     for done in done {
         assert_eq!(done.tag.owner, 3);

@@ -82,6 +82,11 @@ impl Assembly {
         ensure(is_digest && self.need >= least && is_inside, "header")
     }
 
+    /// Whether a part of a header has come and the rest has not.
+    pub fn is_partial(&self) -> bool {
+        self.have > 0 && self.have < self.need
+    }
+
     /// The bytes of the header so far, for a TermReq.
     pub fn so_far(&self) -> &[u8] {
         &self.bytes[..usize::from(self.have)]
@@ -113,7 +118,9 @@ mod tests {
                 while !piece.is_empty() {
                     let (used, header) = assembly.take(piece);
                     piece = &piece[used..];
-                    seen.extend(header.unwrap());
+                    let header = header.unwrap();
+                    assert_eq!(assembly.is_partial(), header.is_none());
+                    seen.extend(header);
                 }
             }
             assert_eq!(seen, headers);

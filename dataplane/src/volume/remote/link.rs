@@ -40,6 +40,8 @@ pub enum LossReason {
     Socket(ErrorKind),
     /// The target broke the protocol, or said that we did.
     Fault(Fault),
+    /// The target began a PDU, and nothing more came for [`STALL_NS`](super::STALL_NS).
+    Stalled,
     /// A fence has ended what this connection may do.
     FencedOut,
     /// Control gave the volume up.
@@ -52,6 +54,7 @@ impl std::fmt::Display for LossReason {
             LossReason::Closed => f.write_str("the target closed it"),
             LossReason::Socket(kind) => write!(f, "{kind}"),
             LossReason::Fault(fault) => write!(f, "protocol violation: {}", fault.name()),
+            LossReason::Stalled => f.write_str("the target stopped in the middle of a PDU"),
             LossReason::FencedOut => f.write_str("the target has fenced this connection out"),
             LossReason::GivenUp => f.write_str("the volume was given up"),
         }

@@ -53,6 +53,7 @@ impl Remote {
         }
         self.fate = None;
         self.is_send_blocked = false;
+        self.received_ns = now_ns;
         let most = self.most_bytes;
         self.max_transfer_bytes = link.max_transfer_bytes.unwrap_or(most).min(most);
         self.holds_changes_until_ns =

@@ -364,6 +364,13 @@ impl Queue {
         }
     }
 
+    /// Whether a part of a PDU has come and the rest has not: a target begins none before it has
+    /// what is in it, so it is the way to here that is stuck, not a medium that is slow.
+    #[inline]
+    pub fn is_inside_pdu(&self) -> bool {
+        self.incoming != Incoming::Header || self.assembly.is_partial()
+    }
+
     /// Takes bytes from the front of what was received while they belong to the engine, and
     /// returns how many. A fault is final: the state is `Failed`, and a TermReq is to be sent.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<usize, Fault> {

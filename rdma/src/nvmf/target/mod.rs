@@ -343,11 +343,11 @@ impl Target {
         }
     }
 
-    /// Whether data that was asked for, or the rest of a PDU, is outstanding: a host that lets it
-    /// wait forever holds memory.
+    /// Whether data that was asked for, or the rest of a PDU, its header included, is outstanding:
+    /// a host that lets it wait forever holds memory.
     pub fn is_owed_data(&self) -> bool {
-        let is_held = self.is_held() || self.is_list_held();
-        self.asking > 0 || self.incoming != Incoming::Header && !is_held
+        let is_inside = self.incoming != Incoming::Header || self.assembly.is_partial();
+        self.asking > 0 || is_inside && self.wants() != Want::Nothing
     }
 
     /// The next command that needs a place for its data.
