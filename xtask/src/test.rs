@@ -1,7 +1,7 @@
 //! `test`: set-up, every test of the workspace and the jobs in a Linux guest, then one summary.
 //!
 //! A test that cannot run on this machine prints [`NOT_RUN`] and its reason, and returns; the
-//! summary lists it. With `--strict` (CI) that counts as a failure. The last line that the task
+//! summary lists it, and what a test that passed found out ([`TOLD`]). With `--strict` (CI) that counts as a failure. The last line that the task
 //! prints is always `N passed, N failed`.
 
 use crate::error::Error;
@@ -12,6 +12,9 @@ use std::process::{ExitStatus, Stdio};
 
 /// What a test prints, followed by the reason, when it cannot run on this machine.
 pub const NOT_RUN: &str = "not run here: ";
+
+/// What a test prints, followed by what it measured and does not judge: the summary has it.
+const TOLD: &str = "told: ";
 
 /// Sets the machine up and runs every test
 ///
@@ -158,6 +161,8 @@ struct Summary {
     guests: Totals,
     failed: Vec<String>,
     not_run: Vec<(String, String)>,
+    /// What tests and jobs found out.
+    told: Vec<(String, String)>,
     /// Inside libtest's listing of what passing tests printed.
     in_successes: bool,
     /// The test whose output is being listed.
@@ -188,6 +193,9 @@ impl Summary {
         if let Some(reason) = line.trim_start().strip_prefix(NOT_RUN) {
             self.not_run.push((self.test.clone(), reason.to_string()));
         }
+        if let Some(text) = line.trim_start().strip_prefix(TOLD) {
+            self.told.push((self.test.clone(), text.to_string()));
+        }
         !self.in_successes
     }
 
@@ -206,6 +214,8 @@ impl Summary {
         self.guests.failed += tested.failed.len() as u64;
         self.failed.extend(tested.failed);
         self.not_run.extend(tested.not_run);
+        let times = tested.took.into_iter().map(|(name, took)| (name, guest::judge(took)));
+        self.told.extend(times);
     }
 
     /// libtest counts a test that did not run as passed; here it is neither.
@@ -219,6 +229,9 @@ impl Summary {
 
     fn print(&self) {
         println!();
+        for (name, text) in &self.told {
+            println!("told          {name}: {text}");
+        }
         for (name, reason) in &self.not_run {
             println!("not run here  {name}: {reason}");
         }
@@ -241,6 +254,7 @@ fn result_line(line: &str) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const OUTPUT: &str = "\
 running 3 tests
@@ -252,6 +266,9 @@ successes:
 
 ---- a::needs_bpf stdout ----
 not run here: CAP_BPF is missing
+
+---- a::holds stdout ----
+told: a pause of 0.2 s
 
 
 successes:
@@ -284,6 +301,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             summary.not_run,
             [("a::needs_bpf".to_string(), "CAP_BPF is missing".to_string())]
         );
+        assert_eq!(summary.told, [("a::holds".to_string(), "a pause of 0.2 s".to_string())]);
         assert!(shown.contains(&"assertion failed"), "a failure's output is shown");
         assert!(!shown.contains(&"---- a::needs_bpf stdout ----"), "a success's is not");
     }
@@ -307,7 +325,13 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             passed: vec!["guest::boot".into()],
             failed: vec!["guest::virtio-blk".into()],
             not_run: vec![("guest::nvme-tcp".into(), "no TAP".into())],
+            took: vec![
+                ("guest::boot".into(), Duration::from_millis(8_240)),
+                ("guest::virtio-blk".into(), Duration::from_millis(60_100)),
+            ],
         });
+        let told: Vec<&str> = summary.told[1..].iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(told, ["took 8.2 s", "took 60.1 s, MORE THAN 60 s"]);
         assert_eq!(summary.totals(), Totals { passed: 3, failed: 2 });
         assert_eq!(summary.failed, ["a::breaks", "guest::virtio-blk"]);
         assert_eq!(summary.not_run.len(), 2);

@@ -193,7 +193,7 @@ fn traffic_goes_on_after_a_kill_with_another_plan() {
     for watch in &tenants {
         let first = watch.answers().into_iter().find(|time| *time > start).unwrap();
         println!(
-            "{}: longest pause {:.3} s, first answer {:.3} s after the start",
+            "told: {}: longest pause {:.3} s, first answer {:.3} s after the start",
             watch.notes.file_name().unwrap().display(),
             watch.longest_pause(),
             first - start

@@ -22,7 +22,7 @@ use crate::{child, process};
 use image::Image;
 use jobs::{JOBS, Job, Stage};
 use packages::Release;
-use qemu::Accelerator;
+use qemu::{Accelerator, Outcome};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -80,7 +80,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let runner = Runner::open(args.keep, args.console, &stop)?;
     let mut failed = Vec::new();
     for job in wanted {
-        if let Err(error) = runner.run(job, &stop) {
+        let outcome = runner.run(job, &stop).and_then(|outcome| runner.check(job, &outcome));
+        if let Err(error) = outcome {
             if matches!(error, Error::Interrupted) {
                 return Err(error);
             }
@@ -129,6 +130,18 @@ pub struct Tested {
     pub failed: Vec<String>,
     /// Names of those that cannot run here, and why.
     pub not_run: Vec<(String, String)>,
+    /// How long those took whose script ended, well or not.
+    pub took: Vec<(String, Duration)>,
+}
+
+/// How long a job may take on a quiet machine. Told, not enforced: the machine decides too.
+const JOB_MAX: Duration = Duration::from_secs(60);
+
+/// Says how long a job took, and whether that is too long.
+pub fn judge(took: Duration) -> String {
+    let mark =
+        if took > JOB_MAX { format!(", MORE THAN {} s", JOB_MAX.as_secs()) } else { String::new() };
+    format!("took {:.1} s{mark}", took.as_secs_f64())
 }
 
 /// Runs every job that is a test and whose name contains one of `filters` (all, if there are none).
@@ -158,7 +171,11 @@ pub fn test(filters: &[String]) -> Result<Tested, Error> {
         }
     };
     for job in jobs {
-        match runner.run(job, &stop) {
+        let outcome = runner.run(job, &stop).and_then(|outcome| {
+            tested.took.push((named(job), outcome.took));
+            runner.check(job, &outcome)
+        });
+        match outcome {
             Ok(()) => tested.passed.push(named(job)),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
@@ -217,7 +234,8 @@ impl Runner {
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let outcome = kvm.map_err(Error::file("open", "/dev/kvm")).and_then(|_| {
             println!("  ...      trying KVM");
-            self.run_within(&jobs::BOOT, PROBE_WAIT, stop)
+            let outcome = self.run_within(&jobs::BOOT, PROBE_WAIT, stop)?;
+            self.check(&jobs::BOOT, &outcome)
         });
         let found = match outcome {
             Ok(()) => Accelerator::Kvm,
@@ -229,12 +247,12 @@ impl Runner {
         Ok(found)
     }
 
-    fn run(&self, job: &Job, stop: &Stop) -> Result<(), Error> {
+    fn run(&self, job: &Job, stop: &Stop) -> Result<Outcome, Error> {
         self.run_within(job, job.patience, stop)
     }
 
-    /// Runs a job; an error when it does not end with exit code 0.
-    fn run_within(&self, job: &Job, patience: Duration, stop: &Stop) -> Result<(), Error> {
+    /// Runs a job until its script has ended.
+    fn run_within(&self, job: &Job, patience: Duration, stop: &Stop) -> Result<Outcome, Error> {
         let accelerator = self.accelerator.name();
         println!("== {} (Linux {}, {accelerator})", job.name, self.image.release());
         let results = self.results.join(job.name);
@@ -259,7 +277,13 @@ impl Runner {
             stop,
         };
         let outcome = (job.run)(&stage, job)?;
-        println!("  exit code {} after {:.1} s", outcome.exit_code, outcome.took.as_secs_f64());
+        println!("  exit code {}, {}", outcome.exit_code, judge(outcome.took));
+        Ok(outcome)
+    }
+
+    /// An error when a job's script did not end with exit code 0.
+    fn check(&self, job: &Job, outcome: &Outcome) -> Result<(), Error> {
+        let results = self.results.join(job.name);
         match outcome.exit_code {
             0 => Ok(()),
             code => Err(Error::task(
