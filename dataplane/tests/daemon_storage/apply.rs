@@ -88,6 +88,59 @@ fn what_does_not_differ_fails_no_io() {
     running.stop();
 }
 
+/// On the side of the initiator: a remote volume comes, gets another target, and goes.
+#[test]
+fn a_remote_volume_comes_and_changes_its_target_and_goes_beside_others() {
+    let (scratch, at_one, at_two) = (Scratch::new(), address(), address());
+    let targets = [("one", NQN, at_one), ("two", OTHER, at_two)].map(|(name, nqn, at)| {
+        let text = mem("data", "1MiB") + &export("data", nqn, at);
+        (Host::new(&scratch, name, &text).run(), nqn)
+    });
+    let base = mem("ram", "4MiB") + &disk("vda", "ram");
+    let host = Host::new(&scratch, "a", &base);
+    let top = host.top();
+    let running = host.run();
+    let mut guest = Guest::new(&scratch, "vda", Oracle::new(4 << 20));
+    let far = |nqn, at| base.clone() + &remote("far", nqn, at) + &disk("vdb", "far");
+    let mut oracles = [Oracle::new(1 << 20), Oracle::new(1 << 20)].map(Some);
+    for round in 0..6 {
+        let (text, target) = match round % 3 {
+            0 => (far(NQN, at_one), Some(0)),
+            1 => (far(OTHER, at_two), Some(1)),
+            _ => (base.clone(), None),
+        };
+        let applied = std::thread::scope(|scope| {
+            let apply = scope.spawn(|| host.applies(&scratch, &top, &text));
+            while !apply.is_finished() {
+                guest.runs(20);
+            }
+            apply.join().unwrap()
+        });
+        assert!(applied.ends_with("applied\n"), "{applied}");
+        for (index, (it, nqn)) in targets.iter().enumerate() {
+            let wanted = if target == Some(index) { 2 } else { 0 };
+            let what = format!("target {index} has {wanted} connections in round {round}");
+            until(&what, || (it.export(nqn).connections == wanted).then_some(()));
+        }
+        if let Some(index) = target {
+            let (target, nqn) = &targets[index];
+            let before = target.export(nqn).commands;
+            let mut other = Guest::new(&scratch, "vdb", oracles[index].take().unwrap());
+            other.verify();
+            other.runs(200);
+            other.verify();
+            assert!(target.export(nqn).commands > before, "the I/O went elsewhere");
+            oracles[index] = Some(other.kill());
+        }
+    }
+    guest.verify();
+    drop(guest);
+    running.stop();
+    for (target, _) in targets {
+        target.stop();
+    }
+}
+
 #[test]
 fn a_disk_that_goes_ends_its_guests_io_first() {
     let scratch = Scratch::new();

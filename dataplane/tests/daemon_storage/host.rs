@@ -4,7 +4,7 @@ use outboard::control::api::ask_stats;
 use outboard::control::stats::{Count, DiskStats, ExportStats, Stats, VolumeStats};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -65,6 +65,15 @@ pub fn address() -> SocketAddr {
     let [.., high, low] = std::process::id().to_be_bytes();
     let ip = IpAddr::from(Ipv4Addr::new(127, 1 + unique() as u8 % 250, high, low.max(1)));
     TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
+}
+
+/// The same of IPv6, which has one loopback address: the port is no other test's, and none that
+/// the kernel gives to who connects (from 32768 on).
+pub fn address6() -> SocketAddr {
+    let first = (std::process::id() * 64 + unique()) % 16_384;
+    let free = (0..).map(|more| 16_384 + ((first + more) % 16_384) as u16);
+    let mut bound = free.flat_map(|port| TcpListener::bind((Ipv6Addr::LOCALHOST, port)));
+    bound.next().unwrap().local_addr().unwrap()
 }
 
 /// One host's daemon: its files, whether it runs or not.

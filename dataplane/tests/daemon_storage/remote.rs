@@ -2,26 +2,32 @@
 
 use crate::guest::{Guest, Oracle, Outcome, SLOTS};
 use crate::host::{
-    Daemon, Host, NQN, Scratch, address, count, disk, export, file_target, remote, remote_disk,
-    until,
+    Daemon, Host, NQN, Scratch, address, address6, count, disk, export, file_target, remote,
+    remote_disk, until,
 };
 use outboard::virtio::driver::DriverOp;
+use std::net::SocketAddr;
 
 const BYTES: u64 = 4 << 20;
 
 /// Two hosts: `a` has a disk on a remote volume that `b` exports.
 struct Pair {
     scratch: Scratch,
+    address: SocketAddr,
     a: Host,
     b: Host,
 }
 
 impl Pair {
-    fn new(target: impl FnOnce(std::net::SocketAddr) -> String) -> Pair {
-        let (scratch, address) = (Scratch::new(), address());
+    fn new(target: impl FnOnce(SocketAddr) -> String) -> Pair {
+        Pair::at(address(), target)
+    }
+
+    fn at(address: SocketAddr, target: impl FnOnce(SocketAddr) -> String) -> Pair {
+        let scratch = Scratch::new();
         let b = Host::new(&scratch, "b", &target(address));
         let a = Host::new(&scratch, "a", &remote_disk(address));
-        Pair { scratch, a, b }
+        Pair { scratch, address, a, b }
     }
 
     fn run(&self) -> (Daemon, Daemon, Guest) {
@@ -36,7 +42,7 @@ impl Pair {
 
 /// Asserts that the loss is known, said, and ends no I/O: it waits.
 #[track_caller]
-fn is_awaited(host: &Host, initiator: &Daemon, guest: &mut Guest) {
+fn is_awaited(pair: &Pair, initiator: &Daemon, guest: &mut Guest) {
     initiator.says("far", "is the target running, and reachable?");
     // What had ended before; then nothing ends.
     while guest.poll().is_some() {}
@@ -45,8 +51,8 @@ fn is_awaited(host: &Host, initiator: &Daemon, guest: &mut Guest) {
         (initiator.volume("far").in_flight == u32::from(SLOTS)).then_some(())
     });
     assert_eq!(guest.poll(), None);
-    let shown = host.shown();
-    assert!(shown.contains("cannot connect to 127."), "{shown}");
+    let shown = pair.a.shown();
+    assert!(shown.contains(&format!("cannot connect to {}", pair.address)), "{shown}");
     assert!(shown.contains("losses"), "{shown}");
 }
 
@@ -76,7 +82,7 @@ fn io_in_flight_survives_a_target_that_is_killed() {
         (initiator.volume("far").in_flight == u32::from(SLOTS)).then_some(())
     });
     target.kill();
-    is_awaited(&pair.a, &initiator, &mut guest);
+    is_awaited(&pair, &initiator, &mut guest);
     let target = pair.b.run();
     assert_eq!(guest.drain(), Outcome { done: u64::from(SLOTS), failed: 0 });
     is_back(&initiator, &mut guest);
@@ -98,17 +104,17 @@ fn io_in_flight_survives_a_target_that_is_killed() {
 
 #[test]
 fn io_in_flight_survives_a_target_that_is_stopped() {
-    let pair = Pair::new(|address| file_target("data.img", address));
+    let pair = Pair::at(address6(), |address| file_target("data.img", address));
     let (initiator, target, mut guest) = pair.run();
     guest.fill();
     target.stop();
-    is_awaited(&pair.a, &initiator, &mut guest);
+    is_awaited(&pair, &initiator, &mut guest);
     let target = pair.b.run();
     assert_eq!(guest.drain().failed, 0);
     is_back(&initiator, &mut guest);
     let log = initiator.stop();
     target.stop();
-    assert!(log.contains("lost 127."), "{log}");
+    assert!(log.contains(&format!("lost {}", pair.address)), "{log}");
     assert_eq!(log.matches("cannot connect to").count(), 1, "said again and again: {log}");
 }
 

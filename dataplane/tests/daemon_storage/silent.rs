@@ -1,7 +1,7 @@
 //! Hosts and targets that neither answer nor end: stopped processes.
 
 use crate::guest::{Guest, Oracle, SLOTS};
-use crate::host::{Host, NQN, Scratch, address, count, file_target, remote_disk, until};
+use crate::host::{Host, NQN, Scratch, address, address6, count, file_target, remote_disk, until};
 use rustix::process::Signal;
 
 const BYTES: u64 = 4 << 20;
@@ -29,7 +29,7 @@ fn a_host_that_falls_silent_is_given_up_and_comes_back() {
 
 #[test]
 fn a_target_that_falls_silent_is_given_up_and_comes_back() {
-    let (scratch, address) = (Scratch::new(), address());
+    let (scratch, address) = (Scratch::new(), address6());
     let target = Host::new(&scratch, "b", &file_target("data.img", address)).run();
     let initiator = Host::new(&scratch, "a", &remote_disk(address)).run();
     let mut guest = Guest::new(&scratch, "vda", Oracle::new(BYTES));

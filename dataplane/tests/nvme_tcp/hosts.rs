@@ -73,7 +73,9 @@ impl RawHost {
                 _ => exchange(&mut admin, &mut admin_queue),
             }
         };
+        admin.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut io = TcpStream::connect(address).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut queue = Queue::new(config(1, found.controller));
         while queue.state() == State::Connecting {
             exchange(&mut io, &mut queue);
@@ -174,8 +176,9 @@ fn a_host_that_stops_inside_a_pdu_is_ended_and_a_quiet_one_is_not() {
     let mut sqe = Sqe::new(nvm::WRITE, 7, 1);
     sqe.set_range(0, 16);
     sqe.set_sgl(Sgl::InCapsule { offset: 0, len: 8192 });
-    let mut capsule = [0; MAX_HEADER_BYTES + 8192];
-    let len = Header::command(sqe, 8192, Format::PLAIN).emit(&mut capsule);
+    let mut header = [0; MAX_HEADER_BYTES];
+    let len = Header::command(sqe, 8192, Format::PLAIN).emit(&mut header);
+    let capsule = [&header[..len], &[7; 8192]].concat();
     let quiet = RawHost::new(server.address());
     let cuts = [1, COMMON_BYTES, len / 2, len, len + 4096];
     let mut hosts: Vec<_> = cuts.iter().map(|_| RawHost::new(server.address())).collect();
@@ -199,7 +202,6 @@ fn a_worker_that_sleeps_is_woken_by_everything_that_comes() {
     let server = Server::sleepy();
     // No keep-alives: nothing else wakes the worker.
     let mut host = RawHost::new(server.address());
-    host.io.set_read_timeout(Some(PATIENCE)).unwrap();
     for (commands, blocks) in [(1, 1), (1, 256), (64, 256), (2, 1)] {
         for cid in 0..commands {
             assert!(host.command(Sqe::new(nvm::READ, cid, 1), blocks, &[]));

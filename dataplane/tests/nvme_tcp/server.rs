@@ -127,6 +127,8 @@ fn turn(now: u64, export: &mut Export, volume: &mut Gated) -> usize {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // What the gate keeps must end before the worker can.
+        self.is_shut.store(false, Ordering::Release);
         self.stop.store(true, Ordering::Relaxed);
         // Wakes a worker that sleeps.
         let _knock = TcpStream::connect(self.address());
