@@ -18,6 +18,7 @@ mod eventfd;
 mod file_ring;
 mod frame;
 mod guest;
+mod hint;
 mod lent;
 mod pages;
 mod poll;
@@ -38,6 +39,7 @@ pub use eventfd::{EventFd, Signaller};
 pub use file_ring::{BOUNCE_BYTES, Direction, FileRing};
 pub use frame::{DATA_BYTES, FRAME_BYTES, Frame, FreeList, HEADROOM_BYTES, LINK_BYTES};
 pub use guest::{GuestError, GuestMemory, GuestRegion, MAX_REGIONS};
+pub use hint::prefetch;
 pub use lent::Lent;
 pub use pages::Pages;
 pub use poll::PollList;
@@ -46,16 +48,3 @@ pub use segment::{MAX_SEGMENTS, Segment, Segments};
 pub use sigsys::{ForbiddenCalls, count_forbidden_calls, forbidden_calls};
 pub use window::Window;
 pub use xsk::{Kick, MIN_RING, RingSizes, Xsk, XskError, XskStatistics};
-
-/// Asks the processor to bring the cache line at `value` close; a hint without effect on results.
-#[inline(always)]
-pub fn prefetch<T>(value: &T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching has no architectural effect whatever the address; SSE is part of x86-64.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
-}

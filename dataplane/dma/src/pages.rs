@@ -69,6 +69,15 @@ impl Pages {
 }
 
 impl Pages {
+    /// Asks the processor for a range, which is about to be copied; what lies outside is left out.
+    #[inline]
+    pub fn prefetch(&self, range: Range<usize>) {
+        let end = range.end.min(self.bytes);
+        if let Some(bytes) = self.get(range.start..end) {
+            crate::hint::range(bytes);
+        }
+    }
+
     /// Sets a range to zeros. Whole pages in it go back to the kernel, and come back at the next
     /// touch.
     ///

@@ -69,6 +69,18 @@ impl Segment {
         self.start.as_ptr()
     }
 
+    /// Asks the processor for its first bytes.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        crate::hint::line(self.start.as_ptr());
+    }
+
+    /// Asks the processor for its first bytes, which are about to be read and written.
+    #[inline(always)]
+    pub fn prefetch_to_write(&self) {
+        crate::hint::line_to_write(self.start.as_ptr());
+    }
+
     /// The part `[from, from + len)`, or `None` when it leaves the segment.
     pub fn part(&self, from: usize, len: usize) -> Option<Segment> {
         let end = from.checked_add(len)?;

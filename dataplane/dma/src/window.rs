@@ -58,6 +58,15 @@ impl Window {
     access!(load_u32 store_u32 u32 AtomicU32);
     access!(load_u64 store_u64 u64 AtomicU64);
 
+    /// Asks the processor for what lies at `offset`, if it is inside.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: usize) {
+        if offset < self.bytes {
+            // SAFETY: inside, just checked.
+            crate::hint::line(unsafe { self.start.as_ptr().add(offset) });
+        }
+    }
+
     /// Length in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -150,16 +150,9 @@ pub struct BadRequest {
     pub status: Option<Segment>,
 }
 
-/// Reads a request out of a chain.
+/// What a request's header asks for, and the sector (5.2.6).
 #[inline]
-pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
-    let status = chain.writable().last().and_then(|last| last.part(last.len() - 1, 1));
-    let bad = |fault| BadRequest { fault, status };
-    let mut header = [0; HEADER_BYTES];
-    if !copy_front(chain.readable(), &mut header) {
-        return Err(bad(QueueFault::Header));
-    }
-    let status = status.ok_or(BadRequest { fault: QueueFault::Status, status: None })?;
+pub fn read_header(header: &[u8; HEADER_BYTES]) -> (BlkKind, u64) {
     let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
     let (_, sector) = header.split_at(8);
     let sector = sector.try_into().map_or(0, u64::from_le_bytes);
@@ -172,6 +165,20 @@ pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
         blk::VIRTIO_BLK_T_WRITE_ZEROES => BlkKind::WriteZeroes,
         other => BlkKind::Unknown(other),
     };
+    (kind, sector)
+}
+
+/// Reads a request out of a chain.
+#[inline]
+pub fn parse(chain: &DescriptorChain) -> Result<BlkRequest, BadRequest> {
+    let status = chain.writable().last().and_then(|last| last.part(last.len() - 1, 1));
+    let bad = |fault| BadRequest { fault, status };
+    let mut header = [0; HEADER_BYTES];
+    if !copy_front(chain.readable(), &mut header) {
+        return Err(bad(QueueFault::Header));
+    }
+    let status = status.ok_or(BadRequest { fault: QueueFault::Status, status: None })?;
+    let (kind, sector) = read_header(&header);
     let (to_device, from_device) = (
         total(chain.readable()) - HEADER_BYTES as u64,
         total(chain.writable()) - 1, // the status

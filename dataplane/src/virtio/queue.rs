@@ -11,6 +11,10 @@
 //! its head, so that it can be given back; a ring whose indices make no sense is broken and stays
 //! so until the driver resets it. Neither is ever a panic or an endless loop.
 
+mod ahead;
+
+pub use ahead::Upcoming;
+
 use crate::virtio::fault::QueueFault;
 use crate::virtio::inflight::{Inflight, InflightError};
 use crate::virtio::notify::{Wish, Words};
@@ -190,6 +194,7 @@ pub struct Queue {
     published_used: u16,
     /// The used index at which the driver's wish to be called was last looked at.
     called_at: Option<u16>,
+    ahead: ahead::Ahead,
     inflight: Option<Inflight>,
     /// Heads that a process before this one had taken, the one taken first at the end.
     again: Vec<u16>,
@@ -225,6 +230,7 @@ impl Queue {
             next_used,
             published_used: next_used,
             called_at: None,
+            ahead: ahead::Ahead::default(),
             inflight: None,
             again: Vec::new(),
             broken: None,
@@ -299,6 +305,9 @@ impl Queue {
         if waiting > self.size {
             return Err(self.break_by(QueueFault::AvailJump));
         }
+        if waiting > 0 && self.seen_available == self.next_available {
+            self.guess();
+        }
         self.seen_available = index;
         Ok(waiting.saturating_add(self.again.len() as u16))
     }
@@ -331,7 +340,9 @@ impl Queue {
         if let Some(inflight) = &mut self.inflight {
             inflight.take(head);
         }
-        self.resolve_head(head, chain)
+        let taken = self.resolve_head(head, chain);
+        self.took(head, chain);
+        taken
     }
 
     #[inline]

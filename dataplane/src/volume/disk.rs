@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// I/Os that one disk can have in flight.
 pub const SLOTS: u16 = 256;
 /// Chains taken from one ring in one turn.
-pub const BURST: u16 = 32;
+pub const BURST: u16 = 8;
 /// Data that one turn begins to move; chains behind it wait for the next. A volume in memory
 /// copies within the turn: this is about the time that a turn may take.
 pub const TURN_BYTES: u64 = 512 << 10;
@@ -435,6 +435,15 @@ impl Disk {
         };
         while taken < waiting.min(BURST) && takes(self) {
             let Some(driven) = &mut self.rings[usize::from(ring)] else { break };
+            driven.with.queue.look_ahead(|upcoming| {
+                let (kind, sector) = blk::read_header(&upcoming.front);
+                let offset_bytes = sector.saturating_mul(blk::SECTOR_BYTES);
+                match kind {
+                    BlkKind::Read => volume.expect(Op::Read, offset_bytes, upcoming.bytes),
+                    BlkKind::Write => volume.expect(Op::Write, offset_bytes, upcoming.bytes),
+                    _ => {}
+                }
+            });
             match driven.with.queue.pop(&mut self.chain) {
                 Ok(Some(head)) => self.begin(ring, head, now_ns, volume),
                 Ok(None) => break,

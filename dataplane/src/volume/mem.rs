@@ -17,6 +17,9 @@ const ZERO_STEP_BYTES: usize = 256 << 10;
 /// What one step of a discard gives back: the kernel takes about as long for it.
 const DISCARD_STEP_BYTES: usize = 1 << 20;
 
+/// How much of an expected I/O is asked for: what the second cache holds of several.
+const EXPECTED_BYTES: usize = 8 << 10;
+
 /// A volume in this process's memory.
 #[derive(Debug)]
 pub struct Mem {
@@ -127,6 +130,13 @@ impl BlockDevice for Mem {
         };
         self.ended.push_back(Done::new(io.tag, status));
         Ok(())
+    }
+
+    #[inline]
+    fn expect(&self, _op: Op, offset_bytes: u64, bytes: u32) {
+        let at = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+        let bytes = (bytes as usize).min(EXPECTED_BYTES);
+        self.content.prefetch(at..at.saturating_add(bytes));
     }
 
     #[inline]

@@ -282,6 +282,9 @@ pub trait BlockDevice {
     /// Starts an I/O, or has no effect.
     fn submit(&mut self, now_ns: u64, io: &Io) -> Result<(), Full>;
 
+    /// Something like this may be submitted soon: a hint, which has no effect but on speed.
+    fn expect(&self, _op: Op, _offset_bytes: u64, _bytes: u32) {}
+
     /// Tells the kernel or the peer about what was submitted since the last call, and appends
     /// what has ended, as far as `done` has room.
     fn reap(&mut self, now_ns: u64, done: &mut Dones);
@@ -339,6 +342,13 @@ impl BlockDevice for Volume {
     #[inline]
     fn submit(&mut self, now_ns: u64, io: &Io) -> Result<(), Full> {
         each!(self, volume => volume.submit(now_ns, io))
+    }
+
+    #[inline]
+    fn expect(&self, op: Op, offset_bytes: u64, bytes: u32) {
+        if let Volume::Mem(mem) = self {
+            mem.expect(op, offset_bytes, bytes);
+        }
     }
 
     #[inline]
