@@ -1,7 +1,7 @@
 //! The block suite: a local disk and a remote volume beside the bare mechanisms.
 
 use super::bed::{Daemon, Scratch};
-use super::block_peers::{self, BY_FIO, BY_NBD, BY_QSD};
+use super::block_peers::{self, BY_FIO, BY_NBD, BY_QSD, BY_QSD_NULL};
 use super::steady::{Steady, steady};
 use super::{Effort, Figure, Findings, OPEN_LOOP_SHARES, TOO_FEW};
 use crate::drivers::block::BlockArgs;
@@ -42,7 +42,9 @@ pub fn run(findings: &mut Findings) -> Result<(), Error> {
     for round in 1..=findings.effort.rounds {
         eprintln!("round {round} of {}", findings.effort.rounds);
         findings.part(&LOCAL_IDS, local)?;
-        findings.part(&BY_QSD, |findings| block_peers::local(findings, &mut best_local))?;
+        findings.part(&[BY_QSD, BY_QSD_NULL].concat(), |findings| {
+            block_peers::local(findings, &mut best_local)
+        })?;
         findings.part(&REMOTE_IDS, remote_memory)?;
         findings.part(&BY_FILE, |findings| remote_file(findings, &image))?;
         findings.part(&BY_FIO, |findings| block_peers::fio(findings, &image))?;
@@ -236,6 +238,11 @@ pub fn worker() -> String {
 pub fn memory_volume() -> String {
     worker()
         + &format!("\n[[volume]]\nname = \"memory\"\nkind = \"mem\"\nsize = \"{VOLUME_MIB}MiB\"\n")
+}
+
+/// A null volume on that worker.
+pub fn null_volume() -> String {
+    memory_volume().replace("kind = \"mem\"", "kind = \"null\"")
 }
 
 /// A daemon that exports a volume on loopback, driven by the initiator in this process.

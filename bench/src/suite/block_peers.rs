@@ -2,7 +2,8 @@
 
 use super::bed::Daemon;
 use super::block::{
-    Exported, FILE, NQN, Served, VOLUME_MIB, free_address, load, measured, memory_volume, worker,
+    Exported, FILE, NQN, Served, VOLUME_MIB, free_address, load, measured, memory_volume,
+    null_volume, worker,
 };
 use super::peers::{Backend, NbdServer, StorageDaemon, fio_p50_ns};
 use super::{Figure, Findings, TOO_FEW};
@@ -18,6 +19,9 @@ use std::path::{Path, PathBuf};
 
 /// Ids of the local disk against qemu-storage-daemon.
 pub const BY_QSD: [&str; 3] = ["blk-vs-qsd-p50", "blk-vs-qsd-p99", "blk-vs-qsd-iops"];
+/// The same with a null device on either side: what is left when neither moves data.
+pub const BY_QSD_NULL: [&str; 3] =
+    ["blk-null-vs-qsd-p50", "blk-null-vs-qsd-p99", "blk-null-vs-qsd-iops"];
 /// Ids of the remote disk against qemu-storage-daemon with qemu-nbd.
 pub const BY_NBD: [&str; 2] = ["remote-vs-qsd-nbd-p50", "remote-vs-qsd-nbd-iops"];
 /// The id of the `file` driver against fio.
@@ -101,7 +105,8 @@ fn best_poll(
     Ok(BestPoll { one: one.1, deep: deep.1 })
 }
 
-/// The local disk and qemu-storage-daemon's null device under the same driver.
+/// The local disk, with and without content, and qemu-storage-daemon's null device under the same
+/// driver.
 pub fn local(findings: &mut Findings, best: &mut Option<BestPoll>) -> Result<(), Error> {
     let effort = findings.effort;
     let core = core_pair().1;
@@ -127,32 +132,38 @@ pub fn local(findings: &mut Findings, best: &mut Option<BestPoll>) -> Result<(),
     let seconds = effort.seconds;
     let theirs = measured(findings, &BY_QSD, QSD, || null(best.one, NULL_ONE, 1, seconds))?;
     let deep = measured(findings, &BY_QSD, QSD, || null(best.deep, NULL_DEEP, DEEP, seconds))?;
-    let ours = |group: &'static str, depth: u16| {
-        move || {
-            let served = Served::start(&memory_volume(), "memory")?;
-            let mut load = load(effort, group, OUTBOARD, Some(&served.daemon));
-            (load.depth, load.window) = (Some(depth), depth);
-            let disk = Disk {
-                path: OUTBOARD,
-                socket: served.socket.clone(),
-                processes: load.label.watch.clone(),
-                medium: "mem volume",
-                wait: Wait::Spin,
-                no_check: true,
-            };
-            disk.measure(load)
+    for (ids, volume, medium) in
+        [(&BY_QSD, memory_volume(), "mem volume"), (&BY_QSD_NULL, null_volume(), "null volume")]
+    {
+        let one = measured(findings, ids, OUTBOARD, || ours(effort, &volume, medium, 1))?;
+        let many = measured(findings, ids, OUTBOARD, || ours(effort, &volume, medium, DEEP))?;
+        findings.add_ratio(ids[0], Figure::P50, &theirs, &one);
+        findings.add_ratio(ids[1], Figure::P99, &theirs, &one);
+        match per_core(&many, &[OUTBOARD_PROCESS]).zip(per_core(&deep, &[QSD])) {
+            Some((ours, theirs)) => findings.add(ids[2], ours / theirs, &many),
+            None => findings.remark(ids[2], TOO_FEW),
         }
-    };
-    let our_one = measured(findings, &BY_QSD, OUTBOARD, ours(NULL_ONE, 1))?;
-    let our_deep = measured(findings, &BY_QSD, OUTBOARD, ours(NULL_DEEP, DEEP))?;
-    findings.add_ratio(BY_QSD[0], Figure::P50, &theirs, &our_one);
-    findings.add_ratio(BY_QSD[1], Figure::P99, &theirs, &our_one);
-    match per_core(&our_deep, &[OUTBOARD_PROCESS]).zip(per_core(&deep, &[QSD])) {
-        Some((ours, theirs)) => findings.add(BY_QSD[2], ours / theirs, &our_deep),
-        None => findings.remark(BY_QSD[2], TOO_FEW),
+        [one, many].into_iter().for_each(|m| findings.keep(m));
     }
-    [theirs, deep, our_one, our_deep].into_iter().for_each(|m| findings.keep(m));
+    [theirs, deep].into_iter().for_each(|m| findings.keep(m));
     Ok(())
+}
+
+/// Our disk with a volume under the driver that qemu-storage-daemon's is measured with.
+fn ours(
+    effort: super::Effort,
+    volume: &str,
+    medium: &str,
+    depth: u16,
+) -> Result<Measurement, Error> {
+    let served = Served::start(volume, "memory")?;
+    let group = if depth == 1 { NULL_ONE } else { NULL_DEEP };
+    let mut load = load(effort, group, OUTBOARD, Some(&served.daemon));
+    (load.depth, load.window) = (Some(depth), depth);
+    let processes = load.label.watch.clone();
+    let (wait, no_check) = (Wait::Spin, true);
+    let socket = served.socket.clone();
+    Disk { path: OUTBOARD, socket, processes, medium, wait, no_check }.measure(load)
 }
 
 const OUTBOARD: &str = "Outboard";

@@ -257,6 +257,11 @@ pub enum Backing {
         /// Size; a multiple of the block size.
         bytes: u64,
     },
+    /// Nowhere: I/O ends at once and moves nothing.
+    Null {
+        /// Size; a multiple of the block size.
+        bytes: u64,
+    },
     /// In a file or on a block device.
     File {
         /// The path.

@@ -26,12 +26,13 @@ const QUIESCE_MS: u64 = 30_000;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Mem,
+    Null,
     File,
     Remote,
 }
 
 const KINDS: &[(&str, Kind)] =
-    &[("mem", Kind::Mem), ("file", Kind::File), ("remote", Kind::Remote)];
+    &[("mem", Kind::Mem), ("null", Kind::Null), ("file", Kind::File), ("remote", Kind::Remote)];
 const DIGESTS: &[(&str, Digests)] = &[
     ("none", Digests::None),
     ("header", Digests::Header),
@@ -44,8 +45,8 @@ const BLOCK_SIZES: [u64; 2] = [512, 4096];
 const KEYS_OF_KINDS: &[(&str, &[Kind], &str)] = &[
     (
         "size",
-        &[Kind::Mem, Kind::Remote],
-        "only for kind = \"mem\" and \"remote\"; a file is made with `create = SIZE`",
+        &[Kind::Mem, Kind::Null, Kind::Remote],
+        "only for kind = \"mem\", \"null\" and \"remote\"; a file is made with `create = SIZE`",
     ),
     ("path", &[Kind::File], "only for kind = \"file\""),
     ("create", &[Kind::File], "only for kind = \"file\""),
@@ -70,7 +71,7 @@ pub(super) fn read(top: &mut Section, shared: &mut Shared) -> Option<Storages> {
     for section in top.tables("volume", "[[volume]]", VOLUMES_MAX, &mut shared.sink) {
         volumes.push(read_volume(section, &mut names, shared));
     }
-    let exports = read_exports(top, &names, shared);
+    let exports = read_exports(top, &names, &volumes, shared);
     let disks = read_disks(top, &names, shared);
     Some(Storages {
         volumes: volumes.into_iter().collect::<Option<_>>()?,
@@ -105,7 +106,12 @@ fn read_volume(mut section: Section, names: &mut Names, shared: &mut Shared) -> 
         }
     }
     let backing = match kind {
-        Some(Kind::Mem) => read_mem(&mut section, block_bytes, shared),
+        Some(Kind::Mem) => {
+            read_size(&mut section, block_bytes, shared).map(|bytes| Backing::Mem { bytes })
+        }
+        Some(Kind::Null) => {
+            read_size(&mut section, block_bytes, shared).map(|bytes| Backing::Null { bytes })
+        }
         Some(Kind::File) => read_file(&mut section, block_bytes, read_only, shared),
         Some(Kind::Remote) => read_remote(&mut section, block_bytes, shared),
         None => None,
@@ -132,10 +138,10 @@ fn check_blocks(key: &str, size: &At<u64>, block_bytes: u64, shared: &mut Shared
     }
 }
 
-fn read_mem(section: &mut Section, block_bytes: u64, shared: &mut Shared) -> Option<Backing> {
+fn read_size(section: &mut Section, block_bytes: u64, shared: &mut Shared) -> Option<u64> {
     let size = section.required("size", "\"64MiB\"", &mut shared.sink, value::size)?;
     check_blocks("size", &size, block_bytes, shared);
-    Some(Backing::Mem { bytes: size.value })
+    Some(size.value)
 }
 
 fn read_file(
@@ -198,14 +204,27 @@ fn read_remote(section: &mut Section, block_bytes: u64, shared: &mut Shared) -> 
     })
 }
 
-fn read_exports(top: &mut Section, names: &Names, shared: &mut Shared) -> Option<Vec<Export>> {
+fn read_exports(
+    top: &mut Section,
+    names: &Names,
+    volumes: &[Option<Volume>],
+    shared: &mut Shared,
+) -> Option<Vec<Export>> {
     let mut exports = Vec::new();
     let mut nqns = Claims::default();
     let mut listens: Vec<At<SocketAddr>> = Vec::new();
     for mut section in top.tables("export", "[[export]]", EXPORTS_MAX, &mut shared.sink) {
         let sink = &mut shared.sink;
-        let volume = section.required("volume", "\"data\"", sink, value::name);
-        let volume = volume.and_then(|volume| names.resolve("volume", &volume, sink));
+        let named = section.required("volume", "\"data\"", sink, value::name);
+        let volume = named.as_ref().and_then(|named| names.resolve("volume", named, sink));
+        if let (Some(named), Some(volume)) = (&named, volume)
+            && let Some(Some(Volume { backing: Backing::Null { .. }, .. })) =
+                volumes.get(usize::from(volume))
+        {
+            let what = format!("`volume` of [[export]] is {}, of kind \"null\"", named.value);
+            let want = "reads of it give whatever the buffer held before: want another kind";
+            sink.push(named.span.clone(), what, want);
+        }
         let want = "\"nqn.2025-01.org.example:disk1\"";
         let nqn = section.required("nqn", want, sink, value::nqn);
         if let Some(nqn) = &nqn {

@@ -532,7 +532,7 @@ fn volumes_are_consistent() {
         (
             "kind = 'file'\npath = '/x'\nsize = '1MiB'",
             "`size` of [[volume]] does not belong here",
-            "only for kind = \"mem\" and \"remote\"; a file is made with `create = SIZE`",
+            "only for kind = \"mem\", \"null\" and \"remote\"; a file is made with `create = SIZE`",
         ),
         (
             "kind = 'remote'\nnqn = 'nqn.2025-01.x:y'\naddress = '192.0.2.1:1'\nsize = '1536B'\n\
@@ -643,6 +643,12 @@ fn sockets_and_listeners_do_not_overlap() {
         &format!("name = 'a'\n{}", export("z", "192.0.2.1:4420")),
         "no [[volume]] is named \"m\"",
         "add a [[volume]] with this name",
+    );
+    let null = "name = 'a'\n[[volume]]\nname = 'm'\nkind = 'null'\nsize = '1MiB'\n";
+    wrong_one(
+        &format!("{null}{}", export("z", "192.0.2.1:4420")),
+        "`volume` of [[export]] is m, of kind \"null\"",
+        "reads of it give whatever the buffer held before: want another kind",
     );
 }
 

@@ -207,6 +207,7 @@ impl Snapshot {
 fn kind(volume: &plan::Volume) -> &'static str {
     match volume.backing {
         Backing::Mem { .. } => "mem",
+        Backing::Null { .. } => "null",
         Backing::File { .. } => "file",
         Backing::Remote { .. } => "remote",
     }

@@ -15,7 +15,7 @@ use crate::volume::disk::{Disk, DiskCounters};
 use crate::volume::export::{
     Export, ExportConfig, ExportCounters, ExportError, SHARED_FRAMES, entries,
 };
-use crate::volume::{BlockDevice, File, Geometry, Mem, OpenError, Remote, Volume};
+use crate::volume::{BlockDevice, File, Geometry, Mem, Null, OpenError, Remote, Volume};
 use crate::worker::{Left, Message, User, VolumeSlot};
 use outboard_rdma::nvmf::Digests;
 use outboard_rdma::nvmf::identify::Identity;
@@ -218,7 +218,7 @@ impl Stores {
         }
         self.volumes_made += 1;
         let medium = match &volume {
-            Volume::Mem(_) => RandomState::new().hash_one(self.volumes_made),
+            Volume::Mem(_) | Volume::Null(_) => RandomState::new().hash_one(self.volumes_made),
             Volume::File(file) if !file.medium().is_empty() => stable_hash(0, file.medium()),
             Volume::File(_) | Volume::Remote(_) => 0,
         };
@@ -545,6 +545,10 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
             let geometry = Geometry { block_bytes, blocks, read_only };
             Ok((Volume::Mem(Mem::new(geometry, true).map_err(opened)?), None))
         }
+        Backing::Null { bytes } => {
+            let blocks = bytes / u64::from(block_bytes);
+            Ok((Volume::Null(Null::new(Geometry { block_bytes, blocks, read_only })), None))
+        }
         Backing::File { path, create_bytes } => {
             let file = File::open(path, block_bytes, read_only, *create_bytes)
                 .map_err(|error| opened(error.into()))?;
@@ -599,7 +603,7 @@ fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>)
 fn target(backing: &Backing) -> Option<(String, u32)> {
     match backing {
         Backing::Remote { nqn, nsid, .. } => Some((nqn.clone(), *nsid)),
-        Backing::Mem { .. } | Backing::File { .. } => None,
+        Backing::Mem { .. } | Backing::Null { .. } | Backing::File { .. } => None,
     }
 }
 

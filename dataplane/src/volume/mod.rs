@@ -15,12 +15,14 @@ pub mod export;
 mod file;
 mod latency;
 mod mem;
+mod null;
 pub mod remote;
 mod timing;
 
 pub use file::{File, FileCounters, FileError};
 pub use latency::Latencies;
 pub use mem::Mem;
+pub use null::Null;
 pub use remote::Remote;
 pub use timing::Timing;
 
@@ -306,6 +308,8 @@ pub trait BlockDevice {
 pub enum Volume {
     /// In memory.
     Mem(Mem),
+    /// Nowhere.
+    Null(Null),
     /// In a file or on a block device.
     File(File),
     /// At an NVMe/TCP target.
@@ -317,6 +321,7 @@ macro_rules! each {
     ($volume:expr, $inner:ident => $call:expr) => {
         match $volume {
             Volume::Mem($inner) => $call,
+            Volume::Null($inner) => $call,
             Volume::File($inner) => $call,
             Volume::Remote($inner) => $call,
         }
@@ -327,7 +332,7 @@ impl Volume {
     /// Has I/Os carry [`Marks`] from now on, or not.
     pub fn keep_times(&mut self, is_on: bool) {
         match self {
-            Volume::Mem(_) => {}
+            Volume::Mem(_) | Volume::Null(_) => {}
             Volume::File(file) => file.keep_times(is_on),
             Volume::Remote(remote) => remote.keep_times(is_on),
         }

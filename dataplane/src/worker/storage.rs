@@ -136,7 +136,7 @@ impl VolumeSlot {
     #[cold]
     fn record(&mut self, ledger: &mut Ledgers) {
         let kind = match &self.volume {
-            Volume::Mem(_) => Kind::Mem,
+            Volume::Mem(_) | Volume::Null(_) => Kind::Mem,
             Volume::File(_) => Kind::File,
             Volume::Remote(_) => Kind::Remote,
         };

@@ -123,6 +123,7 @@ fn volume(volume: &Volume) -> Settings {
     ]);
     all.extend(match backing {
         Backing::Mem { bytes } => settings([("kind", "mem".into()), ("size", size(*bytes))]),
+        Backing::Null { bytes } => settings([("kind", "null".into()), ("size", size(*bytes))]),
         Backing::File { path, create_bytes } => {
             // What a file is made with when it is missing says nothing about one that is open.
             let _ = create_bytes;
