@@ -5,7 +5,8 @@
 //! connections, memory) is made aside first, while everything old goes on; when something cannot
 //! be made, what was made is undone. Only then are workers told, which cannot fail. New tables
 //! reach every worker before a port goes, so that no packet is decided for one that is not there;
-//! what has I/O in flight leaves when that has ended.
+//! what has I/O in flight leaves when that has ended. Whatever an apply waits for, the kernel and
+//! the interfaces are followed meanwhile.
 
 use super::api::apply::{Outcome, Report, Request};
 use super::api::capture;
@@ -17,11 +18,12 @@ use super::dpdk;
 use super::ledger::Keeper;
 use super::machine;
 use super::netlink;
+use super::opening::Opening;
 use super::ports::{NewPort, Ports};
 use super::run::{RunError, system};
 use super::snapshot::Snapshot;
 use super::stats::Stats;
-use super::stores::{NewStores, Stores};
+use super::stores::{NewStores, RINGS_PATIENCE, Stores};
 use super::ways::Ways;
 use super::workers::Workers;
 use crate::config::diff::{Difference, Kind};
@@ -38,6 +40,8 @@ use std::time::{Duration, Instant};
 const PINS: &str = "/sys/fs/bpf/outboard";
 /// How long an apply waits for the I/O of what leaves; what takes longer leaves later.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often an apply that waits looks whether it is over.
+const STEP: Duration = Duration::from_millis(2);
 
 /// Everything of a daemon.
 #[derive(Debug)]
@@ -117,10 +121,30 @@ impl House {
             self.undo(ready);
             return Err(error);
         }
+        self.stores.stop_rings(&difference);
+        let give_up = Instant::now() + RINGS_PATIENCE;
+        self.follow_until(|house| {
+            house.stores.have_rings_ended(&difference) || Instant::now() >= give_up
+        });
         self.commit(plan, &difference, ready);
         self.has_started = true;
-        let leaving = self.stores.wait_until_left(&mut self.workers, PATIENCE);
+        let give_up = Instant::now() + PATIENCE;
+        self.follow_until(|house| {
+            house.stores.leaving().len() == 0 || Instant::now() >= give_up || !house.is_alive()
+        });
+        let leaving = self.stores.leaving().map(str::to_owned).collect();
         Ok(Applied { difference, leaving })
+    }
+
+    /// Follows the kernel and the interfaces while an apply waits for something, so that nothing
+    /// goes stale.
+    fn follow_until(&mut self, is_over: impl Fn(&House) -> bool) {
+        while !is_over(self) {
+            // What cannot be followed for longer than the apply takes is told after it.
+            if self.follow(STEP).is_err() {
+                std::thread::sleep(STEP);
+            }
+        }
     }
 
     /// What differs, and what cannot be on this daemon.
@@ -151,7 +175,11 @@ impl House {
         if difference.changes.iter().any(|change| is_network(change.kind)) {
             ready.ways = Some(Ways::new(plan, Some(&mut self.ways))?);
         }
-        self.stores.prepare(plan, difference, &mut self.workers, &mut ready.stores)?;
+        self.stores.check_leaving(plan, difference)?;
+        let opening = Opening::begin(plan, difference)?;
+        self.follow_until(|_| opening.is_over());
+        let (opened, workers) = (opening.finish()?, &mut self.workers);
+        self.stores.prepare(plan, difference, opened, workers, &mut ready.stores)?;
         let instance = ready.instance.as_ref().or(self.instance.as_ref());
         let pins = instance.map_or(Path::new(""), Instance::directory);
         let site = Site { pins, region: self.region, plan };
@@ -172,7 +200,11 @@ impl House {
         self.ports.add(ready.ports, &mut self.workers);
         self.stores.commit(&plan, difference, ready.stores, &mut self.workers);
         self.plan = plan;
-        if let Some(ways) = ready.ways {
+        if let Some(mut ways) = ready.ways {
+            // What has changed meanwhile; what cannot be read now is read again soon.
+            if let Err(error) = ways.changed(Duration::ZERO) {
+                tracing::warn!("{error}; the next hops stay as they were");
+            }
             self.ways = ways;
             self.publish();
         }

@@ -13,6 +13,7 @@ pub mod local_socket;
 mod machine;
 mod metrics;
 pub mod netlink;
+mod opening;
 mod ports;
 pub mod run;
 mod snapshot;

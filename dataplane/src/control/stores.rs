@@ -2,8 +2,9 @@
 //! to other hosts. They come in two steps: everything that can fail is made aside, and only then
 //! workers are told. They leave over a while: their I/O ends first.
 
-use super::connect::{ConnectError, Connector, Wanted, boot, wall_clock_ns};
+use super::connect::{ConnectError, Connector, boot, wall_clock_ns};
 use super::listen::{ListenError, Listener};
+use super::opening::{MadeFiles, Opened, wanted_digests};
 use super::vhost::{VhostError, VhostServer};
 use super::workers::Workers;
 use crate::config::Plan;
@@ -15,20 +16,18 @@ use crate::volume::disk::{Disk, DiskCounters};
 use crate::volume::export::{
     Export, ExportConfig, ExportCounters, ExportError, SHARED_FRAMES, entries,
 };
-use crate::volume::{BlockDevice, File, Geometry, Mem, Null, OpenError, Remote, Volume};
+use crate::volume::{BlockDevice, Geometry, OpenError, Volume};
 use crate::worker::{Left, Message, User, VolumeSlot};
-use outboard_rdma::nvmf::Digests;
 use outboard_rdma::nvmf::identify::Identity;
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Rings that a disk needs per queue: twice while a guest moves to another process.
 const RINGS_PER_QUEUE: u16 = 2;
 /// How long the I/O of guests' disks that end is given before volumes that end abort it.
-const RINGS_PATIENCE: Duration = Duration::from_secs(3);
-/// How often it is looked whether what leaves has left.
+pub const RINGS_PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is looked whether rings have ended.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Why the storage side could not be made.
@@ -133,7 +132,7 @@ pub struct NewStores {
 impl NewStores {
     /// From now on guests may write: files of volumes stay, whatever happens.
     fn keep_files(&mut self) {
-        self.made.0.clear();
+        self.made.keep();
     }
 
     fn places(&self) -> impl Iterator<Item = (u32, u16)> {
@@ -168,18 +167,33 @@ impl Stores {
         self.exports.iter().find(|export| export.name == nqn).map(|export| &export.counters)
     }
 
-    /// Makes what is to come by `difference`, aside, in `new`.
+    /// Whether no volume that is to come would meet, at its target, one that is still leaving.
+    pub fn check_leaving(&self, plan: &Plan, difference: &Difference) -> Result<(), StoreError> {
+        for wanted in &plan.volumes {
+            let target = target(&wanted.backing);
+            if target.is_none() || !difference.begins(Kind::Volume, &wanted.name) {
+                continue;
+            }
+            if let Some(held) = self.leaving.iter().find(|it| it.target == target) {
+                let (name, held) = (wanted.name.clone(), held.what.clone());
+                return Err(StoreError::Leaving { name, held });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is to come by `difference`, aside, in `new`, with the volumes that come.
     pub fn prepare(
         &mut self,
         plan: &Plan,
         difference: &Difference,
+        opened: Opened,
         workers: &mut Workers,
         new: &mut NewStores,
     ) -> Result<(), StoreError> {
-        for volume in &plan.volumes {
-            if difference.begins(Kind::Volume, &volume.name) {
-                self.prepare_volume(&plan.name, volume, new)?;
-            }
+        new.made = opened.made;
+        for (wanted, volume, connector) in opened.volumes {
+            self.prepare_volume(&wanted, volume, connector, new);
         }
         for disk in &plan.disks {
             if difference.begins(Kind::Disk, &disk.name) {
@@ -200,22 +214,11 @@ impl Stores {
 
     fn prepare_volume(
         &mut self,
-        host: &str,
         wanted: &plan::Volume,
+        volume: Volume,
+        connector: Option<Connector>,
         new: &mut NewStores,
-    ) -> Result<(), StoreError> {
-        let target = target(&wanted.backing);
-        let held = self.leaving.iter().find(|it| target.is_some() && it.target == target);
-        if let Some(held) = held {
-            let (name, held) = (wanted.name.clone(), held.what.clone());
-            return Err(StoreError::Leaving { name, held });
-        }
-        let (volume, connector) = open(host, wanted)?;
-        if let (Volume::File(file), Backing::File { path, .. }) = (&volume, &wanted.backing)
-            && file.made()
-        {
-            new.made.0.push(path.clone());
-        }
+    ) {
         self.volumes_made += 1;
         let medium = match &volume {
             Volume::Mem(_) | Volume::Null(_) => RandomState::new().hash_one(self.volumes_made),
@@ -228,12 +231,11 @@ impl Stores {
             worker: wanted.worker,
             geometry: volume.geometry(),
             connector: connector.map(Arc::new),
-            target,
+            target: target(&wanted.backing),
             medium,
         };
         let slot = Box::new(VolumeSlot::new(open.number, volume));
         new.volumes.push((open, slot));
-        Ok(())
     }
 
     /// The volume that the plan's volume `index` is, or will be.
@@ -416,12 +418,23 @@ impl Stores {
         }
     }
 
+    /// Stops the rings of the disks that end by `difference`: guests go while the worker still
+    /// turns and can end their I/O. When they [have ended](Self::have_rings_ended), or
+    /// [`RINGS_PATIENCE`] is over, follows [`commit`](Self::commit).
+    pub fn stop_rings(&mut self, difference: &Difference) {
+        let ends = self.disks.iter_mut().filter(|it| difference.ends(Kind::Disk, &it.name));
+        ends.for_each(|disk| disk.server.begin_to_end());
+    }
+
+    /// Whether every ring of a disk that ends has come back.
+    pub fn have_rings_ended(&self, difference: &Difference) -> bool {
+        let mut ends = self.disks.iter().filter(|it| difference.ends(Kind::Disk, &it.name));
+        ends.all(|disk| disk.server.has_ended())
+    }
+
     fn send_away(&mut self, difference: &Difference, workers: &mut Workers) {
         let ends = |kind, name: &str| difference.ends(kind, name);
-        // Guests go while the worker still turns and can end their I/O.
-        let disks = self.disks.extract_if(.., |it| ends(Kind::Disk, &it.name));
-        let mut disks: Vec<_> = disks.collect();
-        stop_rings(&mut disks);
+        let disks: Vec<_> = self.disks.extract_if(.., |it| ends(Kind::Disk, &it.name)).collect();
         // Remote volumes end what is left, for whoever waits for it.
         for volume in self.volumes.iter().filter(|it| ends(Kind::Volume, &it.name)) {
             volume.connector.iter().for_each(|connector| connector.stop());
@@ -466,17 +479,9 @@ impl Stores {
         }
     }
 
-    /// Waits until everything that leaves has left, for `patience` at most; what has not.
-    pub fn wait_until_left(&mut self, workers: &mut Workers, patience: Duration) -> Vec<String> {
-        let give_up = Instant::now() + patience;
-        loop {
-            self.collect(workers);
-            let is_over = Instant::now() >= give_up || !workers.are_alive();
-            if self.leaving.is_empty() || is_over {
-                return self.leaving.iter().map(|it| it.what.clone()).collect();
-            }
-            std::thread::sleep(LOOK);
-        }
+    /// What has I/O in flight and is still to leave.
+    pub fn leaving(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.leaving.iter().map(|it| &*it.what)
     }
 }
 
@@ -521,85 +526,7 @@ fn identity(medium: u64, nqn: &str) -> Identity {
     Identity { nguid: uuid, uuid }
 }
 
-/// Files that were made for volumes to come; removed when dropped.
-#[derive(Debug, Default)]
-struct MadeFiles(Vec<PathBuf>);
-
-impl Drop for MadeFiles {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!("cannot remove {}, made in vain: {error}", path.display());
-            }
-        }
-    }
-}
-
-fn open(host: &str, wanted: &plan::Volume) -> Result<(Volume, Option<Connector>), StoreError> {
-    let name = || wanted.name.clone();
-    let opened = |source| StoreError::Volume { name: name(), source };
-    let (block_bytes, read_only) = (wanted.block_bytes, wanted.read_only);
-    match &wanted.backing {
-        Backing::Mem { bytes } => {
-            let blocks = bytes / u64::from(block_bytes);
-            let geometry = Geometry { block_bytes, blocks, read_only };
-            Ok((Volume::Mem(Mem::new(geometry, true).map_err(opened)?), None))
-        }
-        Backing::Null { bytes } => {
-            let blocks = bytes / u64::from(block_bytes);
-            Ok((Volume::Null(Null::new(Geometry { block_bytes, blocks, read_only })), None))
-        }
-        Backing::File { path, create_bytes } => {
-            let file = File::open(path, block_bytes, read_only, *create_bytes)
-                .map_err(|error| opened(error.into()))?;
-            if file.medium().is_empty() {
-                tracing::warn!(
-                    "volume {}: nothing tells {} from another device in its place; hosts will take \
-                     that for this one",
-                    wanted.name,
-                    path.display()
-                );
-            }
-            if !file.direct() {
-                tracing::warn!(
-                    "volume {}: the file system of {} has no direct I/O; reads and writes go \
-                     through the page cache",
-                    wanted.name,
-                    path.display()
-                );
-            }
-            Ok((Volume::File(file), None))
-        }
-        Backing::Remote { address, nqn, nsid, bytes, digests, loss_timeout, quiesce } => {
-            let target = Wanted {
-                address: *address,
-                nqn: nqn.clone(),
-                nsid: *nsid,
-                digests: wanted_digests(*digests),
-                user: format!("{host}/{}", wanted.name),
-                quiesce: *quiesce,
-                loss_timeout: *loss_timeout,
-                stated: bytes.filter(|_| block_bytes != 0).map(|bytes| {
-                    let blocks = bytes / u64::from(block_bytes);
-                    Geometry { block_bytes, blocks, read_only }
-                }),
-            };
-            let (remote, connector) = Remote::connect_as(&target)
-                .map_err(|source| StoreError::Remote { name: name(), source })?;
-            let found = remote.geometry().block_bytes;
-            if block_bytes != 0 && found != block_bytes {
-                return Err(StoreError::BlockSize { name: name(), configured: block_bytes, found });
-            }
-            let found = remote.geometry().bytes();
-            if let Some(configured) = bytes.filter(|bytes| *bytes != found) {
-                return Err(StoreError::Size { name: name(), configured, found });
-            }
-            let remote = if read_only { remote.read_only() } else { remote };
-            Ok((Volume::Remote(remote), Some(connector)))
-        }
-    }
-}
-
+/// Where a remote volume is: subsystem and namespace.
 fn target(backing: &Backing) -> Option<(String, u32)> {
     match backing {
         Backing::Remote { nqn, nsid, .. } => Some((nqn.clone(), *nsid)),
@@ -613,11 +540,6 @@ fn stable_hash(number: u64, name: &str) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
-}
-
-fn wanted_digests(digests: plan::Digests) -> Digests {
-    use plan::Digests::{Both, Data, Header};
-    Digests { header: matches!(digests, Header | Both), data: matches!(digests, Data | Both) }
 }
 
 /// What wakes a worker that sleeps.

@@ -4,7 +4,7 @@
 use crate::process::{Daemon, OUTBOARD, until};
 use crate::world::{Family, Host, Options, Tenant, World};
 use rustix::process::Signal;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -454,6 +454,34 @@ fn a_file_that_contradicts_itself_changes_nothing() {
     assert_eq!(world.b.apply(&world.b.config, &["--dry-run"]).status.code(), Some(0));
     a.stop(Signal::TERM);
     b.stop_having_refused(Signal::TERM);
+}
+
+/// An apply waits for a target that says nothing; the far host's MAC address changes meanwhile.
+#[test]
+fn an_apply_that_waits_holds_up_no_next_hop() {
+    let (world, a, b) = World::running(Options::default());
+    let listener = world.a.netns.within(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = listener.local_addr().unwrap();
+    let remote = "[[volume]]\nname = 'far'\nkind = 'remote'\nnqn = 'nqn.2025-01.org.example:far'\n";
+    let text = format!("{}{remote}address = '{address}'\n", world.a.text());
+    let file = world.file("a-remote.toml", &text);
+    std::thread::scope(|scope| {
+        let apply = scope.spawn(|| world.a.apply(&file, &[]));
+        let (silent, _) = listener.accept().unwrap();
+        let mac = "02:00:00:00:00:77";
+        world.a.netns.ip(&format!("neigh replace 192.0.2.2 dev veth lladdr {mac} nud permanent"));
+        until("the next hop is followed", || {
+            a.log().contains(&format!("192.0.2.2: over veth to {mac}")).then_some(())
+        });
+        assert!(!apply.is_finished(), "it was followed after the apply only");
+        drop((silent, listener));
+        let refused = apply.join().unwrap();
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("volume `far`"), "{stderr}");
+    });
+    a.stop_having_refused(Signal::TERM);
+    b.stop(Signal::TERM);
 }
 
 #[test]
