@@ -24,7 +24,7 @@ impl Host {
     }
 
     #[track_caller]
-    fn applies(&self, scratch: &Scratch, top: &str, text: &str) -> String {
+    pub fn applies(&self, scratch: &Scratch, top: &str, text: &str) -> String {
         let output = self.apply(scratch, top, text, &[]);
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
         let err = String::from_utf8_lossy(&output.stderr);
@@ -33,7 +33,7 @@ impl Host {
     }
 
     /// The configuration up to the first volume.
-    fn top(&self) -> String {
+    pub fn top(&self) -> String {
         let text = std::fs::read_to_string(&self.config).unwrap();
         text.split("[[volume]]").next().unwrap().to_owned()
     }

@@ -6,6 +6,7 @@
 
 mod apply;
 mod cold;
+mod discovery;
 #[path = "../exposition/mod.rs"]
 mod exposition;
 mod full;
