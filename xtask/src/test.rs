@@ -1,8 +1,8 @@
 //! `test`: set-up, every test of the workspace and the jobs in a Linux guest, then one summary.
 //!
 //! A test that cannot run on this machine prints [`NOT_RUN`] and its reason, and returns; the
-//! summary lists it, and what a test that passed found out ([`TOLD`]). With `--strict` (CI) that counts as a failure. The last line that the task
-//! prints is always `N passed, N failed`.
+//! summary lists it, which with `--strict` (CI) counts as a failure. It also lists what tests that
+//! passed found out ([`TOLD`]). The last line that the task prints is always `N passed, N failed`.
 
 use crate::error::Error;
 use crate::{guest, process, setup, sim};

@@ -34,7 +34,7 @@ pub(crate) fn line_to_write(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as in `line`; processors without PREFETCHW (before 2014) do nothing for it.
     unsafe {
-        core::arch::asm!("prefetchw [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+        core::arch::asm!("prefetchw [{0}]", in(reg) at, options(nostack, readonly));
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: as above.
