@@ -240,10 +240,11 @@ impl Guest {
             }
             Op::Read => {}
             Op::Write | Op::WriteZeroes => {
-                oracle.written(version, first, count, !is_ok || flight.was_cut);
+                let is_doubtful = !is_ok || flight.was_cut;
+                oracle.written(version, (first, count), is_doubtful, flight.since);
             }
             // Zeros or the old data, if it ended well.
-            Op::Discard => oracle.written(0, first, count, true),
+            Op::Discard => oracle.written(0, (first, count), true, flight.since),
             Op::Flush if is_ok => {
                 self.ends.flushes += 1;
                 oracle.flushed(flight.since);

@@ -29,11 +29,13 @@ pub struct Oracle {
     sectors: Vec<Vec<Entry>>,
     at: u64,
     cut_at: u64,
-    /// When the last sure write ended, and the last flush that ended well began.
-    sure_at: u64,
+    /// When the sure write that began last began; and when the last flush ended well, or the power
+    /// went: what is left of before is stable. The disk may have ended a write and a flush in any
+    /// order long before that was seen: only what began behind the flush is not covered.
+    sure_since: u64,
     flushed_at: u64,
-    /// Such a write that a power cut may have taken, and no failed flush has told of.
-    owed_at: Option<u64>,
+    /// A power cut may have taken a sure write, and no failed flush has told of it.
+    is_owed: bool,
     /// Doubtful writes that turned out to have landed, and sectors that went back at a power cut.
     pub landed: u64,
     pub went_back: u64,
@@ -46,11 +48,11 @@ impl Oracle {
         let sectors = (0..sectors).map(|_| vec![zeros]).collect();
         Oracle {
             sectors,
-            at: 0,
+            at: 1,
             cut_at: 0,
-            sure_at: 0,
-            flushed_at: 0,
-            owed_at: None,
+            sure_since: 0,
+            flushed_at: 1,
+            is_owed: false,
             landed: 0,
             went_back: 0,
             sectors_read: 0,
@@ -71,11 +73,18 @@ impl Oracle {
         (first..first + count).flat_map(|sector| content(version, sector)).collect()
     }
 
-    /// A write has ended; `is_doubtful`: it may or may not have changed each of its sectors.
-    pub fn written(&mut self, version: Version, first: u64, count: u64, is_doubtful: bool) {
+    /// A write that began at `since` has ended; `is_doubtful`: it may or may not have changed each
+    /// of its sectors.
+    pub fn written(
+        &mut self,
+        version: Version,
+        (first, count): (u64, u64),
+        is_doubtful: bool,
+        since: u64,
+    ) {
         self.at += 1;
         let entry = Entry { version, at: self.at, is_doubtful };
-        self.sure_at = if is_doubtful { self.sure_at } else { self.at };
+        self.sure_since = if is_doubtful { self.sure_since } else { self.sure_since.max(since) };
         for sector in &mut self.sectors[first as usize..(first + count) as usize] {
             sector.push(entry);
         }
@@ -89,11 +98,12 @@ impl Oracle {
     pub fn flushed(&mut self, since: u64) {
         // One that began before the cut may have ended before it, too.
         assert!(
-            self.owed_at.is_none() || since < self.cut_at,
+            !self.is_owed || since < self.cut_at,
             "a flush ended well over writes that a power cut may have taken"
         );
-        self.owed_at = self.owed_at.filter(|owed_at| *owed_at > since);
-        self.flushed_at = self.flushed_at.max(since);
+        self.is_owed = false;
+        self.at += 1;
+        self.flushed_at = self.at;
         if since < self.cut_at {
             return;
         }
@@ -106,16 +116,14 @@ impl Oracle {
 
     /// A flush has failed: whoever asked for it knows that writes may be lost.
     pub fn told(&mut self) {
-        self.owed_at = None;
+        self.is_owed = false;
     }
 
     /// The power went at the medium.
     pub fn power_cut(&mut self) {
-        if self.sure_at > self.flushed_at {
-            self.owed_at = Some(self.sure_at);
-        }
+        self.is_owed |= self.sure_since >= self.flushed_at;
         self.at += 1;
-        self.cut_at = self.at;
+        (self.cut_at, self.flushed_at) = (self.at, self.at);
         for sector in &mut self.sectors {
             // Which of them is there now is anybody's guess, until it is read.
             sector.iter_mut().for_each(|entry| entry.is_doubtful = true);
