@@ -451,10 +451,11 @@ fn bind(socket: &OwnedFd, index: u32, queue: u32, flags: u16) -> Result<(), Erro
     }
 }
 
-/// Repeats `bind` while the queue is busy, for half a second: the kernel frees a queue on a work
-/// queue, some time after its socket was closed.
+/// Repeats `bind` while the queue is busy, for five seconds: the kernel frees a queue on a work
+/// queue and under the lock of all network devices, some time after its socket was closed; where
+/// others make and remove interfaces meanwhile, that takes seconds.
 fn wait_while_busy(mut bind: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
-    for _ in 0..500 {
+    for _ in 0..5000 {
         match bind() {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 std::thread::sleep(Duration::from_millis(1));
