@@ -25,7 +25,8 @@ use std::sync::Arc;
 
 /// I/Os that one disk can have in flight.
 pub const SLOTS: u16 = 256;
-/// Chains taken from one ring in one turn.
+/// Chains taken from one ring in one turn, and answered at its end: with many more, guest and
+/// worker would take turns instead of working at once (bench/RESULTS.md).
 pub const BURST: u16 = 8;
 /// Data that one turn begins to move; chains behind it wait for the next. A volume in memory
 /// copies within the turn: this is about the time that a turn may take.

@@ -351,9 +351,7 @@ impl BlockDevice for Volume {
 
     #[inline]
     fn expect(&self, op: Op, offset_bytes: u64, bytes: u32) {
-        if let Volume::Mem(mem) = self {
-            mem.expect(op, offset_bytes, bytes);
-        }
+        each!(self, volume => volume.expect(op, offset_bytes, bytes));
     }
 
     #[inline]

@@ -2,7 +2,7 @@
 //! which not one packet may be lost; and applies that fail and change nothing.
 
 use crate::process::{Daemon, OUTBOARD, until};
-use crate::world::{Family, Host, Options, Tenant, World};
+use crate::world::{Family, Host, Options, Tenant, World, both};
 use rustix::process::Signal;
 use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
@@ -163,25 +163,6 @@ fn add_interface(host: &Host) {
     host.netns.ip("link add extra type veth peer name extra-peer");
     host.netns.ip("link set extra up");
     host.netns.ip("link set extra-peer up");
-}
-
-/// Makes tests of every function, for both families.
-macro_rules! both {
-    ($($name:ident)*) => {
-        mod v4 {
-            $(#[test]
-            fn $name() {
-                super::$name(crate::world::Options::default());
-            })*
-        }
-
-        mod v6 {
-            $(#[test]
-            fn $name() {
-                super::$name(crate::world::Options::v6());
-            })*
-        }
-    };
 }
 
 both! {

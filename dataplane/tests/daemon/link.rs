@@ -5,7 +5,7 @@ use crate::netns::run;
 use crate::process::until;
 use crate::traffic::exchange;
 use crate::wait::workers_sleep;
-use crate::world::{Options, Tenant, World, give_addresses};
+use crate::world::{Options, Tenant, World, both, give_addresses};
 use rustix::process::Signal;
 use std::process::{Child, Command, Stdio};
 
@@ -26,25 +26,6 @@ impl Drop for Flow {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Makes tests of every function, for both families.
-macro_rules! both {
-    ($($name:ident)*) => {
-        mod v4 {
-            $(#[test]
-            fn $name() {
-                super::$name(crate::world::Options::default());
-            })*
-        }
-
-        mod v6 {
-            $(#[test]
-            fn $name() {
-                super::$name(crate::world::Options::v6());
-            })*
-        }
-    };
 }
 
 both! {

@@ -338,3 +338,23 @@ fn configuration(
     }
     text + &more.replace("SCRATCH", &scratch.0.display().to_string()).replace("HOST", letter)
 }
+
+/// Makes tests of every function, for both families.
+macro_rules! both {
+    ($($name:ident)*) => {
+        mod v4 {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::world::Options::default());
+            })*
+        }
+
+        mod v6 {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::world::Options::v6());
+            })*
+        }
+    };
+}
+pub(crate) use both;
